@@ -1,0 +1,1 @@
+"""Knowledge distillation: from any teacher into any student, with any published method."""
