@@ -1,0 +1,1 @@
+"""Selectors: what counts, and how much."""
