@@ -160,14 +160,40 @@ class Stateless(nn.Module):
         return self.objective.terms(student, teacher, batch, at)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A teacher or a student: how to build one.
+class Net(nn.Module):
+    """A built teacher or student. A plain network overrides ``forward`` alone.
 
-    The built module's forward is ``(batch, taps=(), teacher=None) -> Outputs``.
+    A part that never changes and is made again from the recipe sets ``constant = True``: checkpoints
+    leave it out, and the engine checks that it did not move.
     """
 
-    def build(self, spec: Spec, generator: torch.Generator) -> nn.Module:
+    def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
+        """Outputs for ``batch`` with the features at ``taps``; ``teacher`` is what the teacher said."""
+        raise TypeError(f"{type(self).__name__} defines no forward()")
+
+    def query(self, images: Tensor) -> Tensor | None:
+        """Frozen features [B, D] that select prompts, without gradient; None where nothing asks for them."""
+        return None
+
+    def predict(self, outputs: Outputs) -> Tensor:
+        """The logits [B, C] that the network answers with."""
+        return outputs.logits
+
+    def start_task(self, task: int, generator: torch.Generator) -> None:
+        """Get ready for task number ``task``: grow or copy what the method grows or copies."""
+
+    def finish_task(self) -> None:
+        """Settle what was learnt in the task that ends."""
+
+    def attach_teacher(self, teacher: Net) -> None:
+        """Keep what this network needs of its teacher when it is used without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A teacher or a student: how to build one."""
+
+    def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """The network, initialised from ``generator`` alone.
 
         Raises:
@@ -203,8 +229,11 @@ class Selector:
 class Scenario:
     """How data and time arrive: a procedure of a few calls of the engine."""
 
-    def run(self, parts: Any) -> dict[str, Any]:
-        """Carry the scenario out; returns what goes into ``result.json``."""
+    def check(self, recipe: Any) -> None:
+        """Preflight: raise before any weight is read if ``recipe`` cannot work."""
+
+    def run(self, recipe: Any, run: Any) -> dict[str, Any]:
+        """Carry the scenario out in ``run`` (an ``engine.run.Run``); returns the final figures."""
         raise TypeError(f"{type(self).__name__} defines no run()")
 
 

@@ -1,0 +1,145 @@
+"""What frozen networks said, kept on disk: query features and teacher outputs by sample and view.
+
+A cache is filled in one pass in a fixed order, so that its content depends on its key alone. The key
+holds everything that the content depends on (weights, data, transform, samples, views, type); it names
+the folder and is checked against the header inside. Values are plain arrays in memory maps.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.engine.state import file_hash, reason, value_hash, write_json
+from limbeck.errors import CacheError
+
+Rows = Mapping[str, Tensor]
+IN_MEMORY_BYTES = 512 * 2**20
+FLUSH_SECONDS = 10.0
+
+
+class Cache:
+    """Rows of named tensors for ``samples`` x ``views``.
+
+    Args:
+        root: folder that holds caches.
+        key: plain data that names everything the rows depend on.
+        index: the data-set positions [N] that have rows; others are refused.
+        views: number of replayed views of each sample.
+        dtype: storage type of floating rows.
+    """
+
+    def __init__(
+        self, root: Path, key: dict[str, Any], index: Tensor, views: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.key = {**key, "samples": value_hash(index.tolist()), "views": views, "dtype": str(dtype)}
+        self.folder = root / value_hash(self.key)
+        self.index, self.views, self.dtype = index, views, dtype
+        self.position = torch.full((int(index.max()) + 1,), -1, dtype=torch.int64)
+        self.position[index] = torch.arange(len(index))
+        self.rows: dict[str, Tensor] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self.index) * self.views
+
+    def fill(self, chunks: Callable[[int], Iterator[Rows]]) -> None:
+        """Make sure that all rows are there.
+
+        Args:
+            chunks: given the first missing row, yields the rows from there on, in order of
+                (view, position in ``index``). Called only if something is missing.
+
+        Raises:
+            CacheError: the files were altered, or belong to another key, or cannot be written.
+        """
+        header = self._header()
+        if header is None or not header["complete"]:
+            self._write(chunks, 0 if header is None else header["rows"], header)
+        self._open()
+
+    def __call__(self, index: Tensor, view: Tensor) -> dict[str, Tensor]:
+        """The rows of samples ``index`` [B] in views ``view`` [B], each [B, ...] in float32.
+
+        Raises:
+            CacheError: a sample that was never captured.
+        """
+        place = self.position[index]
+        if int(place.min()) < 0:
+            missing = int(index[place.argmin()])
+            raise CacheError(f"cache {self.folder} has no row for sample {missing}: it is of other samples")
+        at = view * len(self.index) + place
+        found = {name: rows[at] for name, rows in self.rows.items()}
+        return {name: rows.float() if rows.is_floating_point() else rows for name, rows in found.items()}
+
+    def delete(self) -> None:
+        """Remove the files."""
+        self.rows = {}
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _header(self) -> dict[str, Any] | None:
+        path = self.folder / "header.json"
+        if not path.exists():
+            return None
+        try:
+            header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            same = header["key"] == self.key
+        except (ValueError, KeyError, OSError) as error:
+            raise CacheError(f"cache header {path} is damaged: delete the folder {self.folder}") from error
+        if not same:
+            raise CacheError(f"cache {self.folder} was made from something else: delete that folder")
+        return header
+
+    def _write(
+        self, chunks: Callable[[int], Iterator[Rows]], start: int, header: dict[str, Any] | None
+    ) -> None:
+        shapes: dict[str, tuple[list[int], str]] = dict(header["shapes"]) if header else {}
+        maps = {name: self._map(name, shape, kind, "r+") for name, (shape, kind) in shapes.items()}
+        row, flushed = start, time.monotonic()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for chunk in chunks(start):
+                for name, values in chunk.items():
+                    stored = values.detach().cpu()
+                    stored = stored.to(self.dtype) if stored.is_floating_point() else stored
+                    if name not in maps:
+                        shapes[name] = (list(stored.shape[1:]), str(stored.numpy().dtype))
+                        maps[name] = self._map(name, *shapes[name], "w+")
+                    maps[name][row : row + len(stored)] = stored.numpy()
+                row += len(next(iter(chunk.values())))
+                if time.monotonic() - flushed > FLUSH_SECONDS:
+                    self._flush(maps, shapes, row, complete=False)
+                    flushed = time.monotonic()
+            self._flush(maps, shapes, row, complete=True)
+        except OSError as error:
+            raise CacheError(f"cannot write cache {self.folder}: {reason(error)}") from error
+
+    def _flush(self, maps: dict[str, Any], shapes: dict[str, Any], rows: int, *, complete: bool) -> None:
+        for values in maps.values():
+            values.flush()
+        sums = {name: file_hash(self.folder / f"{name}.bin") for name in maps} if complete else {}
+        header = {"key": self.key, "shapes": shapes, "rows": rows, "complete": complete, "sha256": sums}
+        write_json(self.folder / "header.json", header)
+
+    def _open(self) -> None:
+        header = self._header()
+        assert header is not None
+        for name, (shape, kind) in header["shapes"].items():
+            path = self.folder / f"{name}.bin"
+            if not path.exists() or file_hash(path) != header["sha256"][name]:
+                raise CacheError(f"cache file {path} is damaged: delete the folder {self.folder}, run again")
+            values = self._map(name, shape, kind, "c")
+            self.rows[name] = torch.from_numpy(values.copy() if values.nbytes < IN_MEMORY_BYTES else values)
+
+    def _map(self, name: str, shape: list[int], kind: str, mode: Any) -> Any:
+        safe = self.folder / f"{name}.bin"
+        return np.memmap(safe, dtype=np.dtype(kind), mode=mode, shape=(self.count, *shape))

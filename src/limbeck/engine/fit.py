@@ -1,0 +1,141 @@
+"""The only training loop in the house."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.contracts import Batch, Progress
+from limbeck.engine.guards import FiniteFlag, Frozen, check_orphans, gradient_shares
+from limbeck.engine.optim import Optim, trainable_groups
+from limbeck.engine.run import Run
+from limbeck.errors import NonFiniteError
+
+
+class Source(Protocol):
+    """Where batches come from: the order of an epoch is a function of its number alone."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+
+
+class Turn:
+    """One module that takes one optimiser step on every batch.
+
+    Args:
+        name: appears in logs where a stage has several turns.
+        module: forward ``(batch, at) -> terms``.
+        optim: its optimiser, made afresh over all that learns in ``module``.
+        frozen: parts that must not change meanwhile, by name.
+    """
+
+    def __init__(self, name: str, module: nn.Module, optim: Optim, frozen: Mapping[str, nn.Module]) -> None:
+        self.name, self.module, self.optim, self.frozen = name, module, optim, frozen
+        self.optimizer = optim.build(trainable_groups(module))
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.call: Callable[..., dict[str, Tensor]] = module
+        self.checked = False
+
+    def step(self, batch: Batch, at: Progress, run: Run) -> dict[str, Tensor]:
+        """One optimiser step; returns the detached terms.
+
+        Raises:
+            NonFiniteError: before anything was updated.
+        """
+        rate = self.optim.set_rate(self.optimizer, at)
+        with autocast(run):
+            terms = self.call(batch, at)
+        flag = FiniteFlag(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        if run.diagnoses(at):
+            flag.check()
+            run.shares(self.name, at, gradient_shares(terms, self.parameters))
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
+        flag.check()
+        if not self.checked:
+            check_orphans(self.module, self.optimizer)
+            self.checked = True
+        if self.optim.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
+        self.optimizer.step()
+        run.rate = rate
+        return {name: term.detach() for name, term in terms.items()}
+
+
+def autocast(run: Run) -> AbstractContextManager[object]:
+    """bf16 autocast where the run asks for it."""
+    if run.settings.precision == "bf16":
+        return torch.autocast(run.device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def fit(
+    run: Run,
+    stage: str,
+    turns: Sequence[Turn],
+    batches: Source,
+    epochs: int,
+    *,
+    task: int = 0,
+    tasks: int = 1,
+) -> None:
+    """Train for ``epochs`` over ``batches``; every batch is seen by each of ``turns`` in order.
+
+    A stage that an earlier attempt at this run finished is passed over; one that was cut off goes on at
+    the step where its last checkpoint stands and ends with the same weights, bit for bit.
+
+    Args:
+        run: the run's folder, log and checkpoints.
+        stage: a name that is unique in the run.
+        task: number of the task in a stream, of ``tasks``.
+
+    Raises:
+        NonFiniteError: a loss term is NaN or infinite; a checkpoint from before that step is written.
+        GuardError: a frozen part changed, or a parameter is orphaned.
+        Interrupted: the user asked to stop; the run can be resumed.
+    """
+    start = run.enter(stage, turns)
+    if start is None:
+        return
+    frozen = Frozen({name: part for turn in turns for name, part in turn.frozen.items()})
+    for turn in turns:
+        turn.module.train()
+        turn.call = torch.compile(turn.module) if run.settings.compile else turn.module
+    total, step = epochs * batches.steps, start.step
+    for epoch in range(start.epoch, epochs):
+        first = start.batch if epoch == start.epoch else 0
+        for place, batch in enumerate(batches.epoch(epoch, first), first):
+            at = Progress(step=step, steps=total, epoch=epoch, epochs=epochs, task=task, tasks=tasks)
+            began = time.perf_counter()
+            try:
+                terms = {turn.name: turn.step(batch.to(run.device), at, run) for turn in turns}
+            except NonFiniteError as error:
+                run.save(stage, turns, epoch, place, step)
+                where = f"{stage}, epoch {epoch}, step {step}"
+                raise NonFiniteError(f"{where}: {error}{blame(turns, batch, run)}") from None
+            step += 1
+            run.after_step(stage, turns, at, terms, place + 1, time.perf_counter() - began)
+    frozen.check()
+    run.leave(stage, turns)
+
+
+@torch.no_grad()
+def blame(turns: Sequence[Turn], batch: Batch, run: Run) -> str:
+    """Where a non-finite loss came from, as far as the values tell; with the samples and the fix."""
+    samples = ", ".join(map(str, batch.index.tolist()[:4])) + (", ..." if len(batch.index) > 4 else "")
+    suspects: dict[str, Tensor] = {"the input data": batch.inputs}
+    for turn in turns:
+        suspects |= getattr(turn.module, "suspects", lambda _: {})(batch.to(run.device))
+    for what, values in suspects.items():
+        bad = ~torch.isfinite(values.float()).flatten(1).all(1)
+        if bad.any():
+            worst = int(batch.index[bad.cpu()][0])
+            return f"; {what} is not finite, first at sample {worst}: mend that sample or that network"
+    return f" (samples {samples}); inputs and outputs are finite: lower optim.lr or set optim.clip"

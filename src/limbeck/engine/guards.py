@@ -1,0 +1,99 @@
+"""Checks that keep a wrong run from looking fine."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import GuardError, NonFiniteError
+
+
+class Frozen:
+    """Holds frozen modules to their word: parameters and buffers must not change.
+
+    Args:
+        modules: frozen modules by the name that a message shall use.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+        self.before = {name: checksum(module) for name, module in modules.items()}
+
+    def check(self) -> None:
+        """Raise ``GuardError`` if a parameter or buffer changed since construction."""
+        for name, module in self.modules.items():
+            now = checksum(module)
+            for key, value in self.before[name].items():
+                if now.get(key) != value:
+                    raise GuardError(f"frozen {name} changed at {key!r}: something updates what must stay")
+
+
+def checksum(module: nn.Module) -> dict[str, int]:
+    """CRC-32 of each parameter and buffer."""
+    return {
+        name: zlib.crc32(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        for name, value in module.state_dict().items()
+    }
+
+
+def check_orphans(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """After the first backward: what has a gradient is optimised, and what is optimised has a gradient.
+
+    Raises:
+        GuardError: naming the first parameter of either kind.
+    """
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None and id(parameter) not in optimised:
+            raise GuardError(f"{name} receives a gradient but no optimiser holds it: it would never learn")
+        if parameter.grad is None and id(parameter) in optimised:
+            raise GuardError(f"{name} is optimised but no loss term reaches it: choose a network without it")
+
+
+class FiniteFlag:
+    """Whether all terms are finite, asked for before the optimiser step without stalling the device.
+
+    On CUDA the answer is copied while the backward pass runs; reading it waits for the forward only.
+    """
+
+    def __init__(self, terms: Mapping[str, Tensor]) -> None:
+        self.names = list(terms)
+        values = torch.stack([t.detach().float() for t in terms.values()])
+        self.event: torch.cuda.Event | None = None
+        if values.is_cuda:
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self.event.record()
+            values = host
+        self.values = values
+
+    def check(self) -> None:
+        """Raise ``NonFiniteError`` naming the first term that is no number."""
+        if self.event is not None:
+            self.event.synchronize()
+        finite = torch.isfinite(self.values)
+        if not finite.all():
+            place = int((~finite).nonzero()[0])
+            raise NonFiniteError(f"loss term {self.names[place]!r} is {float(self.values[place])}")
+
+
+def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> dict[str, float]:
+    """Share of each term in the sum of the gradient norms of all terms, in [0, 1].
+
+    The graph is kept, so that the ordinary backward pass can follow.
+    """
+    learned = [p for p in parameters if p.requires_grad]
+    norms: dict[str, float] = {}
+    for name, term in terms.items():
+        if not term.requires_grad:
+            norms[name] = 0.0
+            continue
+        grads = torch.autograd.grad(term, learned, retain_graph=True, allow_unused=True)
+        squares = [g.float().square().sum() for g in grads if g is not None]
+        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    total = sum(norms.values())
+    return {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}

@@ -1,0 +1,285 @@
+"""A run's folder: log, checkpoints, and where the run stands.
+
+A run is a program that is replayed: its scenario starts from the top each time, and every stage asks the
+run whether it is already done. Randomness never flows from stage to stage (each derives its own from
+the seed and its name), so a replay reaches the point of the last checkpoint without doing the work again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.contracts import Progress
+from limbeck.engine.meter import Meter
+from limbeck.engine.settings import Engine
+from limbeck.engine.state import (
+    State,
+    load_variable_state,
+    read_state,
+    reason,
+    variable_state,
+    write_json,
+    write_state,
+)
+from limbeck.errors import CheckpointError, Interrupted
+
+if TYPE_CHECKING:
+    from limbeck.engine.fit import Turn
+
+SMALL_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a stage stands: the next batch of the epoch, and steps taken."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+class Run:
+    """One run in one folder.
+
+    Args:
+        folder: where everything goes.
+        settings: the engine's.
+        seed: all randomness of the run comes from it.
+        modules: everything that learns or changes: what a checkpoint holds. May be set later, before
+            the first stage.
+        resume: go on where the folder's last good checkpoint stands.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Engine, seed: int, *, resume: bool = False, quiet: bool = False
+    ) -> None:
+        self.folder, self.settings, self.seed = folder, settings, seed
+        self.device = settings.torch_device()
+        self.modules: nn.Module = nn.ModuleDict()
+        self.meter = Meter(quiet=quiet)
+        self.rate = 0.0
+        self.done: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.pending: State | None = None
+        self.stop = threading.Event()
+        self._number = 0
+        self._saved = time.monotonic()
+        self._began = time.monotonic()
+        self._facts: dict[str, Any] = {}
+        self._teacher = (0.0, 0.0)
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._find_checkpoint()
+        self._log = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        if resume:
+            self._log.truncate(0 if self.pending is None else self.pending["log_bytes"])
+
+    # What a scenario asks of a run
+
+    def generator(self, *names: object) -> torch.Generator:
+        """A fresh generator for what is named: the same seed and names give the same numbers."""
+        return torch.Generator().manual_seed(self.derive(*names))
+
+    def derive(self, *names: object) -> int:
+        """A 63-bit seed from the run's seed and ``names``."""
+        text = json.dumps([self.seed, *map(str, names)])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """``compute()``, plain data, kept in the folder: a resumed run takes what was computed before."""
+        if name not in self._facts:
+            if self.pending is not None:
+                raise CheckpointError(f"{self.folder / 'checkpoints'} has lost {name!r}: start the run anew")
+            self._facts[name] = compute()
+            write_json(self.folder / "checkpoints" / "facts.json", self._facts)
+        return self._facts[name]
+
+    def log(self, event: str, **values: Any) -> None:
+        """Add a line to ``metrics.jsonl``; silent while a resumed run passes over what it has done."""
+        if self.pending is not None:
+            return
+        try:
+            self._log.write(json.dumps({"event": event, **values}) + "\n")
+            self._log.flush()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.folder / 'metrics.jsonl'}: {reason(error)}") from error
+
+    def warn(self, text: str) -> None:
+        """Log and show a warning."""
+        self.log("warning", text=text)
+        if self.pending is None:
+            self.meter.note(f"warning: {text}")
+
+    # What ``fit`` asks of a run
+
+    def enter(self, stage: str, turns: Sequence[Turn]) -> Position | None:
+        """Where ``stage`` starts; None when there is nothing left to do in it."""
+        self._stage_began = time.monotonic()
+        if self.pending is not None:
+            state = self.pending
+            if state["stage"] != stage:
+                if stage in state["done"]:
+                    self.done.append(stage)
+                    return None
+                raise CheckpointError(
+                    f"the checkpoint stands in stage {state['stage']!r} but the run asks for {stage!r}: "
+                    "the recipe in the folder was changed"
+                )
+            self._restore(state, turns)
+            if stage in state["done"]:
+                return None
+            return Position(state["epoch"], state["batch"], state["step"])
+        torch.manual_seed(self.derive("torch", stage))
+        self.seconds[stage] = 0.0
+        return Position()
+
+    def after_step(
+        self, stage: str, turns: Sequence[Turn], at: Progress, terms: Mapping[str, Mapping[str, Tensor]],
+        batch: int, seconds: float,
+    ) -> None:  # fmt: skip
+        """Log, show, save and stop, as it is time for."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.meter.step(stage, at, seconds)
+        if (at.step + 1) % self.settings.log_every == 0 or at.step + 1 == at.steps:
+            self._log_step(stage, turns, at, terms)
+        due = time.monotonic() - self._saved > self.settings.checkpoint_seconds
+        if due or self.stop.is_set():
+            self.save(stage, turns, at.epoch, batch, at.step + 1)
+        if self.stop.is_set():
+            where = f"{stage} at step {at.step + 1}"
+            raise Interrupted(f"stopped in {where}; continue with: limbeck resume {self.folder}")
+
+    def leave(self, stage: str, turns: Sequence[Turn]) -> None:
+        """Mark ``stage`` done and save."""
+        self.done.append(stage)
+        self.save(stage, turns, 0, 0, 0)
+
+    def adopt(self, stage: str) -> None:
+        """Mark ``stage`` done without training: its outcome was loaded from elsewhere."""
+        self.leave(stage, ())
+
+    def save(self, stage: str, turns: Sequence[Turn], epoch: int, batch: int, step: int) -> None:
+        """Write a checkpoint: ``batch`` is the next one of ``epoch``.
+
+        Raises:
+            CheckpointError: it cannot be written; the one before it still stands.
+        """
+        state: State = {
+            "stage": stage, "done": list(self.done), "epoch": epoch, "batch": batch, "step": step,
+            "modules": variable_state(self.modules),
+            "optimizers": {turn.name: turn.optimizer.state_dict() for turn in turns},
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "seconds": dict(self.seconds), "facts": json.dumps(self._facts), "log_bytes": self._log.tell(), "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        self._number += 1
+        write_state(self.folder / "checkpoints" / f"{self._number:06d}", state)
+        self._saved = time.monotonic()
+        for stale in self._numbers()[: -self.settings.keep_checkpoints]:
+            for suffix in (".json", ".safetensors"):
+                (self.folder / "checkpoints" / f"{stale:06d}{suffix}").unlink(missing_ok=True)
+
+    def diagnoses(self, at: Progress) -> bool:
+        """Whether the shares of the gradient are measured at this step (not under ``compile``)."""
+        every = self.settings.diagnose_every
+        return bool(every) and at.step % every == min(1, at.steps - 1) and not self.settings.compile
+
+    def shares(self, turn: str, at: Progress, shares: dict[str, float]) -> None:
+        """Log each term's share of the gradient; report those under 1 %."""
+        self.log("gradient_share", stage=f"task{at.task}/{turn}", task=at.task, step=at.step, shares=shares)
+        small = [name for name, share in shares.items() if share < SMALL_SHARE]
+        if len(shares) > 1 and small:
+            text = f"under 1 % of the gradient: {', '.join(small)}"
+            self.warn(f"task {at.task}, {turn}, step {at.step}: {text}")
+
+    # Inside
+
+    def _log_step(
+        self, stage: str, turns: Sequence[Turn], at: Progress, terms: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        flat = {
+            name if len(terms) == 1 else f"{turn}/{name}": value
+            for turn, named in terms.items() for name, value in named.items()
+        }  # fmt: skip
+        values = dict(zip(flat, torch.stack([v.float() for v in flat.values()]).tolist(), strict=True))
+        teacher = sum(getattr(turn.module, "teacher_seconds", 0.0) for turn in turns)
+        spent = sum(self.seconds.values())
+        share = (teacher - self._teacher[0]) / max(spent - self._teacher[1], 1e-9)
+        self._teacher = (teacher, spent)
+        share = min(max(share, 0.0), 1.0)
+        self.meter.show(sum(values.values()), values, share)
+        self.log(
+            "step", stage=stage, task=at.task, epoch=at.epoch, step=at.step, loss=sum(values.values()),
+            terms=values, lr=self.rate, seconds=round(spent, 4), teacher_share=round(share, 4),
+        )  # fmt: skip
+
+    def _numbers(self) -> list[int]:
+        found = (self.folder / "checkpoints").glob("[0-9]*.json")
+        return sorted(int(path.stem) for path in found)
+
+    def _find_checkpoint(self) -> None:
+        facts = self.folder / "checkpoints" / "facts.json"
+        try:
+            self._facts = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+        except ValueError:
+            self.meter.note(f"warning: {facts} is damaged; the checkpoint's copy is used")
+        numbers = self._numbers()
+        self._number = numbers[-1] if numbers else 0
+        for number in reversed(numbers):
+            try:
+                self.pending = read_state(self.folder / "checkpoints" / f"{number:06d}")
+            except CheckpointError as error:
+                self.meter.note(f"warning: {error}; the one before it is used")
+                continue
+            self._facts = json.loads(self.pending["facts"]) | self._facts
+            threads = self.pending["threads"]
+            if self.settings.threads is None and threads != torch.get_num_threads():
+                torch.set_num_threads(threads)
+            return
+        if numbers:
+            raise CheckpointError(f"every checkpoint of {self.folder} is damaged: start the run anew")
+
+    def _restore(self, state: State, turns: Sequence[Turn]) -> None:
+        load_variable_state(self.modules, state["modules"])
+        if state["stage"] not in state["done"]:
+            for turn in turns:
+                turn.optimizer.load_state_dict(state["optimizers"][turn.name])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.done, self.seconds = list(state["done"]), dict(state["seconds"])
+        self.pending = None
+
+    def __enter__(self) -> Run:
+        self._handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._interrupt)
+        self._rng = torch.get_rng_state()
+        self.meter.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.meter.finish()
+        self._log.close()
+        torch.set_rng_state(self._rng)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.stop.set()
+        self.meter.note("stopping after this step; once more to stop at once")

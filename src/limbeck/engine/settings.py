@@ -1,0 +1,68 @@
+"""How a run is carried out: the machine's side of a recipe. Nothing here changes what is computed,
+except ``precision``, ``compile`` and a reduced ``cache_dtype``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from limbeck.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Settings of the engine.
+
+    Attributes:
+        device: ``auto`` takes CUDA where there is one, else the CPU.
+        precision: ``bf16`` runs forward passes under autocast; weights stay float32.
+        compile: wrap each training step in ``torch.compile``.
+        threads: CPU threads; None keeps torch's own number. Equal results need equal threads.
+        checkpoint_seconds: time between checkpoints within a stage; every stage's end writes one.
+        keep_checkpoints: how many of the newest stay on disk (at least 2, so that a damaged one has
+            one before it).
+        log_every: steps between logged points.
+        diagnose_every: steps between measurements of each term's share of the gradient; 0 = never.
+        cache: keep query features and a frozen teacher's outputs on disk where views are replayed.
+        cache_root: folder of the caches that runs share; None = ``.cache`` beside the run's folder.
+        cache_dtype: storage type of cached outputs; ``float16`` halves the size and rounds.
+        reuse_teachers: take a teacher that an earlier run trained in exactly the same way.
+    """
+
+    device: str = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
+    threads: int | None = None
+    checkpoint_seconds: float = 60.0
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    diagnose_every: int = 100
+    cache: bool = True
+    cache_root: str | None = None
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    reuse_teachers: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("checkpoint_seconds", 0), ("keep_checkpoints", 2), ("log_every", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}: allowed are values of at least {least}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}: allowed are 1 and more, or null for torch's own")
+
+    def torch_device(self) -> torch.device:
+        """The device to run on.
+
+        Raises:
+            ConfigError: ``device`` is no device of this machine.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).splitlines()[0]
+            raise ConfigError(f"device {self.device!r} is not to be had ({why}): use auto or cpu") from error
+        return device
