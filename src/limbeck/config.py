@@ -1,0 +1,268 @@
+"""A recipe as typed choices: every field checked before a network is built or data touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from limbeck import plain, registry
+from limbeck.contracts import Objective, Scenario, Selector, Student, Teacher
+from limbeck.errors import ConfigError, LimbeckError, nearest, unknown
+from limbeck.plain import SLOTS, Plain, mapping
+
+T = TypeVar("T")
+
+SECTIONS = {"views": "limbeck.data.views:Views", "engine": "limbeck.engine.settings:Engine"}
+"""The sections that are no choice. By name, as the registry does it: the ground imports nothing above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run: the five choices, the data, and how the machine carries it out.
+
+    Attributes:
+        name: what the run is called; a recipe's file name where the file does not say.
+        description: one line on what it is.
+        teacher: who teaches.
+        student: who learns.
+        objective: what is matched; the terms of all add up.
+        selector: what counts.
+        scenario: how data and time arrive.
+        data: the data set, a ``limbeck.data.images.Dataset``.
+        views: how images are augmented, a ``limbeck.data.views.Views``.
+        engine: settings of the machine, a ``limbeck.engine.settings.Engine``.
+        seed: the root of all randomness.
+    """
+
+    name: str
+    description: str = ""
+    teacher: Teacher
+    student: Student
+    objective: tuple[Objective, ...]
+    selector: Selector
+    scenario: Scenario
+    data: Any
+    views: Any
+    engine: Any
+    seed: int = 0
+
+
+def load(source: str | Path, sets: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """The recipe of that name, or in that file, with overrides.
+
+    Args:
+        source: a name that ``limbeck list recipes`` shows, or the path of a ``.yaml`` file.
+        sets: overrides ``path.to.field=value`` (``limbeck.plain.override``).
+        seed: replaces the recipe's own.
+
+    Raises:
+        ConfigError: an unknown name or field, a wrong type or value; the message is one line.
+    """
+    given = plain.read(source)
+    for item in sets:
+        given = plain.override(given, item)
+    return build(given if seed is None else {**given, "seed": seed})
+
+
+def build(given: Mapping[str, Any]) -> Recipe:
+    """Check a plain mapping and make the ``Recipe`` of it.
+
+    Raises:
+        ConfigError: as in ``load``.
+    """
+    given = {"teacher": "none", "selector": "all", "views": {}, "engine": {}} | dict(given)
+    _refuse_unknown(given, {f.name for f in dataclasses.fields(Recipe)}, "")
+    values: Plain = {}
+    for field in dataclasses.fields(Recipe):
+        key = field.name
+        if key not in given:
+            if field.default is MISSING:
+                raise ConfigError(f"the recipe lacks {key!r}: add it{_choices_of(key)}")
+        elif key in SECTIONS:
+            values[key] = make(_section(key), mapping(given[key], key), key)
+        elif key == "objective":
+            values[key] = tuple(_choose(o, "objectives", w) for o, w in _objectives(given[key]))
+        elif key in SLOTS:
+            values[key] = _choose(given[key], SLOTS[key], key)
+        else:
+            values[key] = _check(given[key], get_type_hints(Recipe)[key], key)
+    return Recipe(**values)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every default filled in; ``load`` of it gives an equal recipe.
+
+    Raises:
+        ConfigError: a field holds an object that YAML cannot hold, such as a module built in Python.
+    """
+    return plain.write(to_plain(recipe))
+
+
+def to_plain(recipe: Recipe) -> Plain:
+    """The recipe as maps, lists and scalars, with every default filled in.
+
+    Raises:
+        ConfigError: as in ``dump``.
+    """
+    return {f.name: _to_plain(getattr(recipe, f.name), f.name) for f in dataclasses.fields(recipe)}
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """A hash (64 hex digits) of all that a recipe asks for; its name and description do not count."""
+    asked = {k: v for k, v in to_plain(recipe).items() if k not in ("name", "description")}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def make(cls: type[T], given: Mapping[str, Any], where: str) -> T:
+    """An instance of the dataclass ``cls`` from plain values, checked field by field.
+
+    Args:
+        where: the path of ``given`` in the recipe, for messages.
+
+    Raises:
+        ConfigError: an unknown or missing field, or a value that its type or ``__post_init__`` refuses.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    _refuse_unknown(given, fields, where)
+    required = [n for n, f in fields.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := next((n for n in required if n not in given), None):
+        raise ConfigError(f"{where}.{missing} is missing: it has no default{_choices_of(missing)}")
+    hints = get_type_hints(cls)
+    values = {key: _field(value, hints[key], f"{where}.{key}", key) for key, value in given.items()}
+    try:
+        return cls(**values)
+    except (LimbeckError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _field(value: Any, hint: Any, where: str, key: str) -> Any:
+    """One field's value: a nested choice, a nested dataclass, several of them, or a checked scalar."""
+    for member in _members(hint):
+        if get_origin(member) is tuple and isinstance(value, list) and _nests(get_args(member)[0], key):
+            return tuple(_field(v, get_args(member)[0], f"{where}.{i}", key) for i, v in enumerate(value))
+        kind = _kind(member, key)
+        if kind is not None and isinstance(value, str | Mapping):
+            return _choose(value, kind, where)
+        if _is_plain_dataclass(member) and isinstance(value, Mapping):
+            return make(member, value, where)
+    return _check(value, hint, where)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) is Annotated:
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(m for arg in get_args(hint) for m in _members(arg))
+    return (hint,)
+
+
+def _kind(hint: Any, key: str) -> str | None:
+    """The kind of choice that a field of this type holds, or None."""
+    if hint is Any:
+        return SLOTS.get(key)
+    return registry.kind_of(hint) if isinstance(hint, type) else None
+
+
+def _is_plain_dataclass(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _nests(hint: Any, key: str) -> bool:
+    return any(_kind(m, key) is not None or _is_plain_dataclass(m) for m in _members(hint))
+
+
+def _choose(value: Any, kind: str, where: str) -> Any:
+    """The choice that ``{name: ..., field: ...}`` or a bare name stands for."""
+    given = {"name": value} if isinstance(value, str) else mapping(value, where)
+    if not isinstance(given.get("name"), str):
+        raise ConfigError(f"{where} says no name: add one of {', '.join(registry.names(kind))}")
+    name = registry.canonical(kind, given["name"], where=where)
+    return make(registry.get(kind, name), {k: v for k, v in given.items() if k != "name"}, where)
+
+
+def _objectives(value: Any) -> list[tuple[Any, str]]:
+    if not isinstance(value, list):
+        return [(value, "objective")]
+    if not value:
+        raise ConfigError("objective is an empty list: name at least one objective")
+    return [(entry, f"objective.{i}") for i, entry in enumerate(value)]
+
+
+def _check(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as ``hint`` reads it, by pydantic's strict rules for JSON (a list may be a tuple)."""
+    try:
+        return _adapter(hint).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{where} is {value!r} but {_allowed(error, value)}") from error
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a dataclass brings its own configuration
+        return TypeAdapter(hint)
+
+
+def _allowed(error: ValidationError, value: Any) -> str:
+    """What pydantic would have taken, as one line."""
+    problems = error.errors(include_url=False)
+    words: list[str] = []
+    for problem in problems:
+        place = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
+        text = problem["msg"].replace("Input should be ", "must be ") + (f" at {place}" if place else "")
+        words.extend([text] if text not in words else [])
+    expected = [str(p["ctx"]["expected"]) for p in problems if "expected" in p.get("ctx", {})]
+    options = [w for text in expected for w in re.findall(r"'([^']*)'", text)]
+    close = nearest(value, options) if isinstance(value, str) else ""
+    return " or ".join(words) + (f": did you mean {close!r}?" if close else "")
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    allowed = set(known)
+    for key in given:
+        if key not in allowed:
+            raise unknown("field", key, allowed, where=where)
+
+
+def _choices_of(key: str) -> str:
+    return f", choose from {', '.join(registry.names(SLOTS[key]))}" if key in SLOTS else ""
+
+
+def _section(key: str) -> type[Any]:
+    module, _, name = SECTIONS[key].partition(":")
+    found: type[Any] = getattr(import_module(module), name)
+    return found
+
+
+def _to_plain(value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = (
+            {"name": registry.name_of(value)[1]} if any(map(registry.kind_of, type(value).__mro__)) else {}
+        )
+        own = {
+            f.name: _to_plain(getattr(value, f.name), f"{where}.{f.name}")
+            for f in dataclasses.fields(value)
+            if f.init
+        }
+        return {**named, **own}
+    if isinstance(value, Mapping):
+        return {str(k): _to_plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(v, f"{where}.{i}") for i, v in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise ConfigError(
+        f"{where} is a {type(value).__name__}, which a recipe cannot hold: give its name instead"
+    )

@@ -1,0 +1,195 @@
+"""Recipes as plain data: YAML read, inherited from a base, overridden. Fields are not checked here.
+
+Scalars are those of YAML 1.2: ``1e-3`` is a number, ``no`` is a word, ``true`` and ``false`` are the only
+truth values; a repeated key is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck import registry
+from limbeck.errors import ConfigError
+
+Plain = dict[str, Any]
+
+SLOTS = {
+    "teacher": "teachers",
+    "student": "students",
+    "objective": "objectives",
+    "selector": "selectors",
+    "scenario": "scenarios",
+    "data": "data",
+    "prompts": "prompts",
+}
+"""The keys that hold a choice, by its kind. A changed ``name`` there drops the fields of the other."""
+
+
+class Loader(yaml.SafeLoader):
+    """Reads no Python objects; refuses repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The map of ``node``, each key once."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if repeated is not None:
+            raise yaml.MarkedYAMLError(problem=f"repeated key {repeated!r}", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+Loader.yaml_implicit_resolvers = {}  # else those of YAML 1.1 stay
+NUMBER = r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan"
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", NUMBER, list("-+.0123456789")),
+):
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes exactly the strings that ``Loader`` would not read as strings."""
+
+    yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+
+
+def write(plain: Mapping[str, Any]) -> str:
+    """YAML text that ``parse`` reads back equal."""
+    text: str = yaml.dump(dict(plain), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def parse(text: str, where: str) -> Any:
+    """The value that YAML ``text`` holds.
+
+    Raises:
+        ConfigError: it is no YAML; the message names ``where`` and the line.
+    """
+    try:
+        return Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where}{line} is no valid YAML: {problem}") from error
+
+
+def mapping(value: Any, where: str) -> Plain:
+    """``value`` as a map from field names.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{where} is {value!r} but must be a map of field names to values")
+    return dict(value)
+
+
+def read(source: str | Path) -> Plain:
+    """The mapping of a recipe, laid on all that it is based on.
+
+    Args:
+        source: a name that ``limbeck list recipes`` shows, or the path of a ``.yaml`` file.
+
+    Raises:
+        ConfigError: no such recipe or file, no valid YAML, or a circle of bases.
+    """
+    return _read(_locate(str(source), Path()), ())
+
+
+def _locate(source: str, beside: Path) -> Path:
+    if not source.endswith((".yaml", ".yml")):
+        return registry.recipe(source)
+    path = beside / source
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}: give a .yaml file or a name of `limbeck list recipes`")
+    return path
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> Plain:
+    if path.resolve() in seen:
+        circle = " -> ".join(p.name for p in (*seen, path))
+        raise ConfigError(f"recipe {path.name} is based on itself ({circle}): remove one base")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read recipe {path}: {error}") from error
+    own = mapping(parse(text, str(path)), str(path))
+    base = own.pop("base", None)
+    own.setdefault("name", path.stem)
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise ConfigError(f"base of {path.name} is {base!r}: allowed is one recipe's name or .yaml file")
+    under = _read(_locate(base, path.parent), (*seen, path.resolve()))
+    under.pop("description", None)
+    return _lay_map(under, own)
+
+
+def merge(under: Any, over: Any, slot: str = "") -> Any:
+    """``over`` laid on ``under``: maps merge key by key, all else is replaced.
+
+    In a slot (a key of ``SLOTS``) a bare word is a name, and a changed ``name`` replaces the whole choice:
+    the fields of one are not those of another.
+    """
+    if slot in SLOTS:
+        under, over = ({"name": v} if isinstance(v, str) else v for v in (under, over))
+    if not isinstance(under, Mapping) or not isinstance(over, Mapping):
+        return over
+    if slot in SLOTS and "name" in over and _spelled(over["name"]) != _spelled(under.get("name")):
+        return dict(over)
+    return _lay_map(under, over)
+
+
+def _lay_map(under: Mapping[str, Any], over: Mapping[str, Any]) -> Plain:
+    both = {key: merge(under[key], over[key], key) for key in over if key in under}
+    return {**under, **over, **both}
+
+
+def override(plain: Mapping[str, Any], item: str) -> Plain:
+    """``plain`` with one ``path.to.field=value`` laid on it.
+
+    Values are YAML. An entry of a list goes by its number or its ``name``: ``objective.1.weight=2``,
+    ``objective.kd.weight=2``.
+
+    Raises:
+        ConfigError: no ``=``, no such entry of a list, or a value that is no YAML.
+    """
+    path, equals, text = item.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {item!r} must be written path.to.field=value, for example seed=1")
+    changed: Plain = _lay_path(dict(plain), keys, parse(text, f"--set {path}"), path)
+    return changed
+
+
+def _lay_path(under: Any, keys: Sequence[str], value: Any, path: str, slot: str = "") -> Any:
+    """``value`` laid on what ``keys`` lead to within ``under``, itself the content of key ``slot``."""
+    if keys and isinstance(under, list):
+        at = _entry(under, keys[0], path)
+        return [_lay_path(u, keys[1:], value, path, slot) if i == at else u for i, u in enumerate(under)]
+    if len(keys) > 1 and isinstance(under, Mapping) and keys[0] in under:
+        return {**under, keys[0]: _lay_path(under[keys[0]], keys[1:], value, path, keys[0])}
+    return merge(under, functools.reduce(lambda inner, key: {key: inner}, reversed(keys), value), slot)
+
+
+def _entry(entries: Sequence[Any], key: str, path: str) -> int:
+    """The place of the list entry that ``key`` names by number or by its ``name``."""
+    called = [_spelled(e.get("name") if isinstance(e, Mapping) else e) for e in entries]
+    if key.isdigit() and int(key) < len(entries):
+        return int(key)
+    if called.count(_spelled(key)) == 1:
+        return called.index(_spelled(key))
+    allowed = f"0 to {len(entries) - 1} or one of {', '.join(called)}"
+    raise ConfigError(f"--set {path}: {key!r} is no entry of the list: choose {allowed}")
+
+
+def _spelled(name: object) -> str:
+    return str(name).lower().replace("-", "_")
