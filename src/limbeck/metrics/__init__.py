@@ -1,0 +1,1 @@
+"""What is measured: accuracy over tasks, calibration, fidelity to the teacher, cost."""

@@ -1,0 +1,129 @@
+"""FitNets: the student's features are regressed onto the teacher's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from limbeck import losses
+from limbeck.contracts import Batch, Needs, Objective, Outputs, Progress
+from limbeck.errors import ShapeError
+from limbeck.objectives._shared import at_least, feature, seeded
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitNets(Objective):
+    """Hints: the student's feature is regressed onto the teacher's by a learned map (Romero et al. 2015).
+
+    Tokens [B, T, D] go through one linear map to the teacher's width; maps [B, C, H, W] through a convolution
+    that brings width and size to the teacher's, batch norm and ReLU. The feature term alone: logit
+    distillation beside it is the objective ``kd``. The weight is the reference code's for maps; for tokens in
+    continual distillation (arXiv 2407.13911) it is 0.1.
+
+    Attributes:
+        weight: factor of the term, >= 0.
+        student_tap: module path of the student's feature.
+        teacher_tap: module path of the teacher's feature.
+        seed: what the regressor is initialised from.
+
+    Raises:
+        ConfigError: a field out of its range.
+        ShapeError: ``build`` finds no such feature, or two that cannot be matched.
+
+    Source: Romero et al., ICLR 2015 (arXiv 1412.6550), eq. 3; regressor of the mdistiller and RepDistiller
+    reference codes.
+    Differs: one stage, the hint beside the other terms from the start (as both codes do), not hints first.
+    """
+
+    weight: float = 100.0
+    student_tap: str = "blocks.-1"
+    teacher_tap: str = "blocks.-1"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("weight", self.weight, 0)
+
+    def needs(self) -> Needs:
+        """One tap in each network; no teacher logits."""
+        return Needs(student=(self.student_tap,), teacher=(self.teacher_tap,), teacher_logits=False)
+
+    def build(self, student: Outputs, teacher: Outputs) -> nn.Module:
+        """The regressor from the student's feature to the teacher's."""
+        own = feature("student", student, self.student_tap)
+        other = feature("teacher", teacher, self.teacher_tap)
+        with seeded(self.seed):
+            return Hint(self, regressor(own, other)).to(own.device)
+
+
+class Hint(nn.Module):
+    """``FitNets`` with its learned regressor."""
+
+    def __init__(self, objective: FitNets, regress: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+        self.regress = regress
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        own = feature("student", student, self.objective.student_tap)
+        other = feature("teacher", teacher, self.objective.teacher_tap)
+        guess = self.regress(own.to(next(self.regress.parameters()).dtype))
+        return {"fitnets": self.objective.weight * losses.hint_mse(guess, other)}
+
+
+class ConvRegressor(nn.Sequential):
+    """Convolution, batch norm, ReLU: from a map [B, C, H, W] to the teacher's width and size.
+
+    Source: ConvReg of the mdistiller and RepDistiller codes: half the height by stride 2, twice by a
+    transposed convolution, otherwise by a kernel that is as much larger as the map must shrink.
+    """
+
+    def __init__(self, own: Tensor, other: Tensor) -> None:
+        convolution = _convolution(own.shape[1], own.shape[2], other.shape[1], other.shape[2])
+        meta = {name: p.to("meta") for name, p in convolution.named_parameters()}
+        made = torch.func.functional_call(convolution, meta, torch.empty(own.shape, device="meta"))
+        _same_size(made, other)
+        super().__init__(convolution, nn.BatchNorm2d(other.shape[1]), nn.ReLU())
+
+
+def _convolution(channels: int, size: int, wide: int, height: int) -> nn.Module:
+    if size == 2 * height:
+        return nn.Conv2d(channels, wide, kernel_size=3, stride=2, padding=1)
+    if 2 * size == height:
+        return nn.ConvTranspose2d(channels, wide, kernel_size=4, stride=2, padding=1)
+    if size >= height:
+        return nn.Conv2d(channels, wide, kernel_size=1 + size - height)
+    raise ShapeError(
+        f"the student's map is {size} high but the teacher's is {height}: only equal, larger or half as high "
+        "can be regressed; tap other layers"
+    )
+
+
+def _same_size(made: Tensor, other: Tensor) -> None:
+    if made.shape[2:] != other.shape[2:]:
+        raise ShapeError(
+            f"the student's map is regressed to {list(made.shape[2:])} but the teacher's is "
+            f"{list(other.shape[2:])}: tap maps of one aspect ratio"
+        )
+
+
+def regressor(own: Tensor, other: Tensor) -> nn.Module:
+    """The map from ``own`` to the shape of ``other``: linear for tokens, convolutional for maps.
+
+    Raises:
+        ShapeError: tokens against maps, different numbers of tokens, or a size that cannot be reached.
+    """
+    if own.ndim == other.ndim == 3:
+        if own.shape[1] != other.shape[1]:
+            raise ShapeError(
+                f"the student has {own.shape[1]} tokens but the teacher has {other.shape[1]}: "
+                "use equal patch grids, and no extra token (KD token, prepended prompts) in one of them alone"
+            )
+        return nn.Linear(own.shape[2], other.shape[2])
+    if own.ndim == other.ndim == 4:
+        return ConvRegressor(own, other)
+    raise ShapeError(
+        f"the student's feature is {list(own.shape)} but the teacher's is {list(other.shape)}: "
+        "tap tokens [B, T, D] in both or maps [B, C, H, W] in both"
+    )

@@ -1,0 +1,48 @@
+"""Cross entropy against the labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from limbeck import losses
+from limbeck.contracts import Batch, Needs, Objective, Outputs, Progress
+from limbeck.errors import ConfigError
+from limbeck.objectives._shared import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(Objective):
+    """Cross entropy of the class head against the labels, with or without label smoothing.
+
+    ``terms`` reads ``student.logits`` [B, C] and ``batch.labels`` [B] in 0 .. C - 1; no teacher.
+
+    Attributes:
+        weight: factor of the term, >= 0.
+        smoothing: share of the target spread evenly over all classes, in [0, 1).
+
+    Raises:
+        ConfigError: a field out of its range.
+
+    Source: label smoothing: Szegedy et al., CVPR 2016 (arXiv 1512.00567), section 7.
+    """
+
+    weight: float = 1.0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least("weight", self.weight, 0)
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(
+                f"smoothing is {self.smoothing} but must lie in [0, 1): 0 is plain cross entropy"
+            )
+
+    def needs(self) -> Needs:
+        """Neither taps nor teacher."""
+        return Needs(teacher_logits=False)
+
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        """``{"labels": weight * cross entropy}``."""
+        loss = losses.cross_entropy(student.logits, batch.labels, smoothing=self.smoothing, mask=student.mask)
+        return {"labels": self.weight * loss}
