@@ -30,7 +30,8 @@ def average_accuracy(matrix: ArrayLike) -> float:
 def running_average(matrix: ArrayLike) -> Matrix:
     """A_t after each task t [N], percent: the mean over the tasks seen. Errors as ``average_accuracy``."""
     seen = _seen(matrix)
-    return seen.sum(axis=1) / np.arange(1, len(seen) + 1)
+    averages: Matrix = seen.sum(axis=1) / np.arange(1, len(seen) + 1)
+    return averages
 
 
 def incremental_average(matrix: ArrayLike) -> float:
