@@ -1,0 +1,70 @@
+"""Imports run downward only, and what must start fast imports little."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import limbeck
+
+ROOT = Path(limbeck.__file__).parent
+GROUND = {"errors", "contracts", "registry", "plain", "config"}
+FLOORS = {
+    **dict.fromkeys(("losses", "metrics", "nets"), 0),
+    **dict.fromkeys(("data", "engine"), 1),
+    **dict.fromkeys(("teachers", "students", "objectives", "selectors"), 2),
+    **dict.fromkeys(("scenarios", "recipes", "report"), 3),
+    **dict.fromkeys(("api", "cli", "catalogue", "doctor", "__init__", "__main__"), 4),
+}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def part(module: Path) -> str:
+    """The wing or top-level module that a file belongs to."""
+    return module.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported(module: Path) -> Iterator[str]:
+    """The parts of limbeck that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == "limbeck" else [base]
+        yield from (name.split(".")[1] for name in names if name.startswith("limbeck."))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+def test_imports_run_downward(module: Path) -> None:
+    own = part(module)
+    if own in GROUND:
+        assert set(imported(module)) <= GROUND
+        return
+    for other in imported(module):
+        assert other in GROUND or FLOORS[other] <= FLOORS[own], f"{own} must not import {other}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+def test_nothing_is_pickled(module: Path) -> None:
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {a.name.split(".")[0] for a in node.names} | {getattr(node, "module", None) or ""}
+            assert not names & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("torch.load", "torch.save", "eval", "exec"), f"line {node.lineno}: {called}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part(m) == "losses"], ids=lambda m: m.stem)
+def test_losses_hold_no_modules_and_no_randomness(module: Path) -> None:
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            assert not any("Module" in ast.unparse(base) for base in node.bases)
+        if isinstance(node, ast.Call):
+            assert not ast.unparse(node.func).startswith(("torch.rand", "random."))
