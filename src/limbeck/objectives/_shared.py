@@ -1,12 +1,9 @@
-"""What several objectives share: checks of fields and features, warm-up, seeded initialisation."""
+"""What several objectives share: checks of fields and features, warm-up."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from limbeck.contracts import Outputs, Progress
@@ -55,11 +52,3 @@ def feature(who: str, outputs: Outputs, tap: str) -> Tensor:
 def warm_up(at: Progress, epochs: int) -> float:
     """Linear growth over the first ``epochs`` epochs, the first of which counts as 1; 0 epochs = none."""
     return min((at.epoch + 1) / epochs, 1.0) if epochs else 1.0
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Initialise on the CPU from ``seed`` alone and leave the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -50,9 +50,14 @@ class DKD(Objective):
         return super().build(student, teacher)
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
-        """``{"dkd_target": ..., "dkd_rest": ...}``: TCKD and NCKD with their weights."""
+        """``{"target": ..., "rest": ...}``: TCKD and NCKD with their weights."""
         target, rest = losses.decoupled_kl(
-            student.soft, teacher.logits, batch.labels, self.temperature, mask=student.mask
+            student.soft,
+            teacher.logits,
+            batch.labels,
+            self.temperature,
+            mask=student.mask,
+            weights=batch.weight,
         )
         scale = self.weight * warm_up(at, self.warmup_epochs)
-        return {"dkd_target": scale * self.alpha * target, "dkd_rest": scale * self.beta * rest}
+        return {"target": scale * self.alpha * target, "rest": scale * self.beta * rest}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from limbeck import losses
 from limbeck.contracts import Batch, Needs, Objective, Outputs, Progress
 from limbeck.errors import ShapeError
-from limbeck.objectives._shared import at_least, feature, seeded
+from limbeck.objectives._shared import at_least, feature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,6 @@ class FitNets(Objective):
         weight: factor of the term, >= 0.
         student_tap: module path of the student's feature.
         teacher_tap: module path of the teacher's feature.
-        seed: what the regressor is initialised from.
 
     Raises:
         ConfigError: a field out of its range.
@@ -40,7 +39,6 @@ class FitNets(Objective):
     weight: float = 100.0
     student_tap: str = "blocks.-1"
     teacher_tap: str = "blocks.-1"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         at_least("weight", self.weight, 0)
@@ -50,11 +48,10 @@ class FitNets(Objective):
         return Needs(student=(self.student_tap,), teacher=(self.teacher_tap,), teacher_logits=False)
 
     def build(self, student: Outputs, teacher: Outputs) -> nn.Module:
-        """The regressor from the student's feature to the teacher's."""
+        """The regressor from the student's feature to the teacher's, drawn from torch's global generator."""
         own = feature("student", student, self.student_tap)
         other = feature("teacher", teacher, self.teacher_tap)
-        with seeded(self.seed):
-            return Hint(self, regressor(own, other)).to(own.device)
+        return Hint(self, regressor(own, other)).to(own.device)
 
 
 class Hint(nn.Module):
@@ -69,7 +66,7 @@ class Hint(nn.Module):
         own = feature("student", student, self.objective.student_tap)
         other = feature("teacher", teacher, self.objective.teacher_tap)
         guess = self.regress(own.to(next(self.regress.parameters()).dtype))
-        return {"fitnets": self.objective.weight * losses.hint_mse(guess, other)}
+        return {"fitnets": self.objective.weight * losses.hint_mse(guess, other, weights=batch.weight)}
 
 
 class ConvRegressor(nn.Sequential):

@@ -45,5 +45,7 @@ class KD(Objective):
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """``{"kd": weight * T² * KL(teacher ‖ student)}``."""
-        loss = losses.kl_divergence(student.soft, teacher.logits, self.temperature, mask=student.mask)
+        loss = losses.kl_divergence(
+            student.soft, teacher.logits, self.temperature, mask=student.mask, weights=batch.weight
+        )
         return {"kd": self.weight * loss}

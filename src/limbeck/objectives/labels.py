@@ -44,5 +44,7 @@ class Labels(Objective):
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """``{"labels": weight * cross entropy}``."""
-        loss = losses.cross_entropy(student.logits, batch.labels, smoothing=self.smoothing, mask=student.mask)
+        loss = losses.cross_entropy(
+            student.logits, batch.labels, smoothing=self.smoothing, mask=student.mask, weights=batch.weight
+        )
         return {"labels": self.weight * loss}

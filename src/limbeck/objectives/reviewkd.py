@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck import losses
 from limbeck.contracts import Batch, Needs, Objective, Outputs, Progress
 from limbeck.errors import ConfigError, ShapeError
-from limbeck.objectives._shared import at_least, feature, seeded, warm_up
+from limbeck.objectives._shared import at_least, feature, warm_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,6 @@ class ReviewKD(Objective):
         student_taps: module paths from shallow to deep; empty = the last ``blocks`` blocks.
         teacher_taps: as many, for the teacher; pre-activation maps in the paper.
         warmup_epochs: epochs over which the term grows linearly from 1/warmup_epochs to full size; 0 = none.
-        seed: what the fusion is initialised from.
 
     Raises:
         ConfigError: a field out of its range, or different numbers of taps.
@@ -48,7 +47,6 @@ class ReviewKD(Objective):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     warmup_epochs: int = 20
-    seed: int = 0
 
     def __post_init__(self) -> None:
         at_least("weight", self.weight, 0)
@@ -73,11 +71,10 @@ class ReviewKD(Objective):
         return Needs(student=own, teacher=other, teacher_logits=False)
 
     def build(self, student: Outputs, teacher: Outputs) -> nn.Module:
-        """The fusion from the student's features to the teacher's."""
+        """The fusion from the student's features to the teacher's, drawn from torch's global generator."""
         own = [feature("student", student, tap) for tap in self.taps[0]]
         other = [feature("teacher", teacher, tap) for tap in self.taps[1]]
-        with seeded(self.seed):
-            return Review(self, fusion(own, other)).to(own[0].device)
+        return Review(self, fusion(own, other)).to(own[0].device)
 
 
 class Review(nn.Module):
@@ -93,7 +90,7 @@ class Review(nn.Module):
         dtype = next(self.fuse.parameters()).dtype
         fused = self.fuse([feature("student", student, tap).to(dtype) for tap in own_taps])
         targets = [feature("teacher", teacher, tap) for tap in other_taps]
-        loss = self.fuse.distance(fused, targets)
+        loss = self.fuse.distance(fused, targets, weights=batch.weight)
         return {"reviewkd": self.objective.weight * warm_up(at, self.objective.warmup_epochs) * loss}
 
 
