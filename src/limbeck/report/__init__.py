@@ -1,0 +1,1 @@
+"""What a run shows: one HTML page, one block at the end, one table over many runs."""

@@ -1,0 +1,197 @@
+"""The figures that a run ends with: one name, unit and meaning each, the same on page, block and table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Unit = Literal["%", "points", "nats", "ms", "count", "share"]
+
+# A list of the protocol is printed up to here; the whole of it stands in result.json.
+LONGEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of ``result.json``.
+
+    Attributes:
+        path: where it stands, dotted, for example ``student.forgetting.cdl``.
+        label: what it is called.
+        unit: ``%`` and ``points`` count 0..100, ``share`` 0..1, ``nats`` the natural logarithm.
+        meaning: one sentence.
+        better: whether more or less of it is better; empty where neither is.
+    """
+
+    path: str
+    label: str
+    unit: Unit
+    meaning: str
+    better: Literal["higher", "lower", ""] = ""
+
+    def of(self, result: Mapping[str, Any]) -> float | None:
+        """The value in ``result``; None where the run does not have it."""
+        value = lookup(result, self.path)
+        return None if value is None else float(value)
+
+    def interval(self, result: Mapping[str, Any]) -> tuple[float, float] | None:
+        """The interval that stands beside the value; None where there is none."""
+        value = lookup(result, f"{self.path}_interval")
+        return None if value is None else (float(value[0]), float(value[1]))
+
+    def text(self, value: float | None) -> str:
+        """``value`` with its unit, for people."""
+        return number(value, self.unit)
+
+
+def lookup(tree: Mapping[str, Any], path: str) -> Any:
+    """What stands at the dotted ``path``; None where nothing does."""
+    here: Any = tree
+    for part in path.split("."):
+        if not isinstance(here, Mapping) or part not in here:
+            return None
+        here = here[part]
+    return here
+
+
+def number(value: float | None, unit: Unit) -> str:
+    """A value with its unit: ``78.4 %``, ``2.1 points``, ``0.034``, ``1.2 M``; ``-`` for None."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    match unit:
+        case "%":
+            return f"{value:.1f} %"
+        case "points":
+            return f"{value:.1f}"
+        case "ms":
+            return f"{value:.3g} ms"
+        case "count":
+            return count(value)
+        case "nats" | "share":
+            return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def count(value: float) -> str:
+    """A count in three digits: ``950``, ``12.3 k``, ``1.20 M``, ``4.10 G``."""
+    for power, suffix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            scaled = value / 10**power
+            digits = max(0, 2 - int(math.log10(abs(scaled))))
+            return f"{scaled:.{digits}f} {suffix}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: ``0.8 s``, ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+ACCURACY = Figure(
+    "student.accuracy", "accuracy", "%", "share of the test images that the student gets right", "higher"
+)
+AVERAGE = Figure(
+    "student.average_accuracy",
+    "average accuracy",
+    "%",
+    "mean over all tasks of the accuracy after the last task, among all classes",
+    "higher",
+)
+INCREMENTAL = Figure(
+    "student.incremental_average",
+    "incremental average",
+    "%",
+    "mean over the stream of the average accuracy on the tasks seen so far",
+    "higher",
+)
+JUST_LEARNED = Figure(
+    "student.just_learned",
+    "just learned",
+    "%",
+    "mean accuracy on a task right after it was learnt: how well the student still learns",
+    "higher",
+)
+AGREEMENT = Figure(
+    "fidelity.agreement",
+    "agreement",
+    "%",
+    "share of the test images on which student and teacher say the same class",
+    "higher",
+)
+KL = Figure("fidelity.kl", "KL", "nats", "divergence from the teacher's to the student's classes", "lower")
+CKA = Figure("fidelity.cka", "CKA", "share", "likeness of the matched features, 0 to 1", "higher")
+ECE = Figure(
+    "student.ece", "ECE", "share", "mean distance between confidence and accuracy over the bins", "lower"
+)
+NLL = Figure("student.nll", "NLL", "nats", "mean negative log likelihood of the true class", "lower")
+BRIER = Figure(
+    "student.brier", "Brier", "share", "mean squared distance to the one-hot truth, 0 to 2", "lower"
+)
+COST = (
+    Figure("cost.student.parameters", "parameters", "count", "numbers in the network", "lower"),
+    Figure("cost.student.trainable", "trainable", "count", "numbers that training may change", "lower"),
+    Figure("cost.student.multiply_adds", "multiply-adds", "count", "for one image, forward", "lower"),
+    Figure("cost.student.latency_ms", "latency", "ms", "median time of one forward pass", "lower"),
+)
+
+
+def forgetting(definition: str, meaning: str = "") -> Figure:
+    """Forgetting by one of the field's definitions, in points of accuracy."""
+    return Figure(
+        f"student.forgetting.{definition}", f"forgetting ({definition})", "points", meaning, "lower"
+    )
+
+
+def of_teacher(figure: Figure) -> Figure:
+    """The same figure of the teacher; what compares the two (agreement, KL, CKA) has none."""
+    return replace(figure, path=figure.path.replace("student.", "teacher.", 1).replace("fidelity.", "teacher.", 1))
+
+
+def figures_of(result: Mapping[str, Any]) -> tuple[Figure, ...]:
+    """The figures that ``result`` holds, the task's first, then fidelity, calibration and cost."""
+    definitions = lookup(result, "protocol.forgetting_definitions") or {}
+    names = lookup(result, "student.forgetting") or {}
+    lost = tuple(forgetting(name, str(definitions.get(name, ""))) for name in names)
+    known = (ACCURACY, AVERAGE, INCREMENTAL, JUST_LEARNED, *lost, AGREEMENT, KL, CKA, ECE, NLL, BRIER, *COST)
+    return tuple(figure for figure in known if figure.of(result) is not None)
+
+
+def headline_of(result: Mapping[str, Any]) -> Figure:
+    """The one figure that the scenario is about."""
+    return AVERAGE if AVERAGE.of(result) is not None else ACCURACY
+
+
+def protocol_lines(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The protocol as pairs of name and text, without the definitions of forgetting."""
+    return [
+        (name.replace("_", " "), _plain(value))
+        for name, value in protocol.items()
+        if name != "forgetting_definitions"
+    ]
+
+
+def _plain(value: Any) -> str:
+    """A value of the protocol in words rather than in JSON."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_plain(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        if len(value) > 2 and len({str(part) for part in value}) == 1:
+            return f"{len(value)} x {_plain(value[0])}"
+        if len(value) > LONGEST:
+            return ", ".join(_plain(part) for part in value[:LONGEST]) + f" ... ({len(value)} in all)"
+        return ", ".join(_plain(part) for part in value) or "none"
+    return str(value)

@@ -1,0 +1,249 @@
+"""The page of a run: one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from limbeck.metrics.continual import DEFINITIONS, FORGETTING, forgetting, running_average
+from limbeck.report import charts, figures
+from limbeck.report.curves import share_charts, term_charts
+from limbeck.report.figures import Figure, lookup
+from limbeck.report.heat import LEVELS, accuracy_cells, confusion
+from limbeck.report.run import Run, read_run
+
+WHO = ("student", "teacher")
+CALIBRATION = (figures.ECE, figures.NLL, figures.BRIER)
+
+
+def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run, finished or not.
+
+    Args:
+        run_dir: the run's folder.
+        out: the file to write; ``report.html`` in the folder by default.
+
+    Returns:
+        The file written. One that stood there before is replaced whole.
+
+    Raises:
+        DataError: the folder is no run's, or a file in it is damaged.
+    """
+    run = read_run(run_dir)
+    path = Path(out) if out is not None else run.folder / "report.html"
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(page(run), encoding="utf-8")
+    os.replace(fresh, path)
+    return path
+
+
+def page(run: Run) -> str:
+    """The page as HTML text."""
+    result = run.result or {}
+    curves, gaps = term_charts(run)
+    return _environment().get_template("page.html.j2").render(
+        run=run,
+        result=result,
+        levels=range(LEVELS + 1),
+        subtitle=_subtitle(run),
+        tiles=_tiles(result),
+        protocol=figures.protocol_lines(result.get("protocol") or {}),
+        definitions=lookup(result, "protocol.forgetting_definitions") or DEFINITIONS,
+        matrices=_matrices(run),
+        over_tasks=_over_tasks(run),
+        by_task=_by_task(result),
+        confusions=_confusions(result),
+        reliability=_reliability(result),
+        calibration=_versus(result, CALIBRATION),
+        curves=curves,
+        shares=share_charts(run),
+        warnings=[str(e["text"]) for e in run.of("warning")] + gaps,
+        cost=_versus(result, figures.COST),
+        stages=_stages(result),
+        duration=figures.duration,
+    )  # fmt: skip
+
+
+def _environment() -> Environment:
+    def load(name: str) -> str:
+        return files("limbeck.report").joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(load),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["transposed"] = lambda columns: zip(*columns, strict=True)
+    return environment
+
+
+def _subtitle(run: Run) -> list[str]:
+    """What the run was, in a few words."""
+    written = run.result or run.recipe
+    facts = []
+    for field in ("scenario", "data", "seed"):
+        value = written.get(field)
+        name = value.get("name") if isinstance(value, Mapping) else value
+        if name is not None:
+            facts.append(f"{field} {name}")
+    seconds = lookup(run.result or {}, "time.seconds")
+    if seconds is not None:
+        facts.append(figures.duration(float(seconds)))
+    return facts
+
+
+def _tiles(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The headline figures, each with its interval, its meaning and the teacher's value."""
+    tiles = []
+    for figure in figures.figures_of(result):
+        if figure.path.startswith("cost.") or figure in (figures.NLL, figures.BRIER):
+            continue
+        other = figures.of_teacher(figure).of(result)
+        tiles.append(
+            {
+                "figure": figure,
+                "value": figure.text(figure.of(result)),
+                "interval": figure.interval(result),
+                "teacher": None if other is None else figure.text(other),
+            }
+        )
+    return tiles
+
+
+def _versus(result: Mapping[str, Any], rows: Sequence[Figure]) -> list[dict[str, Any]]:
+    """Student against teacher, one row a figure; ``ratio`` is the student's part of the teacher's."""
+    table = []
+    for figure in rows:
+        student, teacher = figure.of(result), figures.of_teacher(figure).of(result)
+        if student is None:
+            continue
+        ratio = f"{student / teacher:.2f}" if teacher else "-"
+        table.append(
+            {
+                "figure": figure,
+                "student": figure.text(student),
+                "teacher": figure.text(teacher),
+                "ratio": ratio,
+            }
+        )
+    return table
+
+
+def _matrix(run: Run, who: str) -> list[list[float | None]] | None:
+    """The final accuracy matrix, or what was logged of it so far."""
+    if run.result is None:
+        return run.logged_matrix(who)
+    matrix: list[list[float | None]] | None = lookup(run.result, f"{who}.accuracy_matrix")
+    return matrix
+
+
+def _matrices(run: Run) -> list[dict[str, Any]]:
+    found = ((who, _matrix(run, who)) for who in WHO)
+    return [{"who": who, "rows": accuracy_cells(matrix)} for who, matrix in found if matrix]
+
+
+def _over_tasks(run: Run) -> list[charts.Chart]:
+    """Accuracy, forgetting and the gap as the stream goes on."""
+    known = {who: matrix for who in WHO if (matrix := _matrix(run, who))}
+    running = {who: running_average(matrix) for who, matrix in known.items()}
+    title = "Average accuracy so far"
+    drawn = [_task_chart(title, running, "accuracy, %", (0.0, 100.0), " %")]
+    for name in FORGETTING:
+        lost = {
+            who: [forgetting([row[:t] for row in matrix[:t]], name) for t in range(1, len(matrix) + 1)]
+            for who, matrix in known.items()
+        }
+        drawn.append(_task_chart(f"Forgetting ({name})", lost, "points"))
+    gap = lookup(run.result or {}, "fidelity.gap_per_task") or []
+    drawn.append(
+        charts.bar_chart(
+            "Teacher minus student, at the end", gap, x_label="task", y_label="points", unit=" points"
+        )
+    )
+    over = {"gap": lookup(run.result or {}, "fidelity.gap_over_tasks") or []}
+    drawn.append(_task_chart("Teacher minus student, average so far", over, "points"))
+    return [chart for chart in drawn if chart is not None]
+
+
+def _task_chart(
+    title: str,
+    lines: Mapping[str, Iterable[float]],
+    y_label: str,
+    y_range: tuple[float, float] | None = None,
+    unit: str = " points",
+) -> charts.Chart | None:
+    series = [
+        charts.Series(who, who if who in WHO else "student", (tuple((float(t + 1), y) for t, y in enumerate(values)),), marks=True)
+        for who, values in lines.items()
+    ]
+    return charts.line_chart(
+        title, series, x_label="tasks learnt", y_label=y_label, whole_x=True, y_range=y_range, unit=unit
+    )
+
+
+def _by_task(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What stands behind the curves, as columns of one table."""
+    columns: dict[str, list[float | None] | None] = {}
+    for who in WHO:
+        matrix = lookup(result, f"{who}.accuracy_matrix")
+        if matrix:
+            columns[f"{who}: just learnt"] = [row[t] for t, row in enumerate(matrix)]
+            columns[f"{who}: at the end"] = matrix[-1]
+            columns[f"{who}: average so far"] = lookup(result, f"{who}.running_average")
+            columns[f"{who}: right keys"] = lookup(result, f"{who}.key_accuracy")
+    columns["gap at the end"] = lookup(result, "fidelity.gap_per_task")
+    columns["gap of the averages"] = lookup(result, "fidelity.gap_over_tasks")
+    return {
+        name: ["-" if v is None else f"{v:.1f}" for v in values] for name, values in columns.items() if values
+    }
+
+
+def _confusions(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    drawn = []
+    for who in WHO:
+        counts, names = lookup(result, f"{who}.confusion"), lookup(result, f"{who}.class_names")
+        if counts and names:
+            drawn.append({"who": who, "map": confusion(counts, names), "bounds": _task_bounds(result)})
+    return drawn
+
+
+def _task_bounds(result: Mapping[str, Any]) -> list[int]:
+    """The class at which each task but the first begins."""
+    sizes = lookup(result, "protocol.sizes") or []
+    bounds = [0]
+    for size in sizes:
+        bounds.append(bounds[-1] + size)
+    return [start for start, _ in pairwise(bounds) if start]
+
+
+def _reliability(result: Mapping[str, Any]) -> list[charts.Chart]:
+    drawn = []
+    for who in WHO:
+        bins = lookup(result, f"{who}.reliability") or []
+        table = [(b["confidence"], b["accuracy"], b["count"]) for b in bins]
+        drawn.append(charts.reliability_chart(f"Reliability of the {who}", table, who))
+    return [chart for chart in drawn if chart is not None]
+
+
+def _stages(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Seconds of each stage, with its part of the longest for the bar."""
+    seconds = {name: float(s) for name, s in (lookup(result, "time.stages") or {}).items() if math.isfinite(s)}
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [
+        {
+            "name": name,
+            "seconds": figures.duration(value),
+            "part": round(100 * value / longest, 1),
+            "who": "teacher" if name.endswith("teacher") else "student",
+        }
+        for name, value in seconds.items()
+    ]

@@ -1,0 +1,135 @@
+"""A run folder as the report reads it: the recipe, the final figures and what was logged on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.errors import DataError
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, finished or not.
+
+    Attributes:
+        folder: where it lies.
+        recipe_text: ``recipe.yaml`` as written.
+        recipe: the same, parsed.
+        result: ``result.json``; None while the run is unfinished.
+        events: the lines of ``metrics.jsonl`` in the order written. A step that was logged again after a
+            resume stands once, as last written.
+    """
+
+    folder: Path
+    recipe_text: str
+    recipe: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+    events: tuple[Event, ...]
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, or the folder's where the recipe has none."""
+        written = self.result or self.recipe
+        return str(written.get("recipe") or written.get("name") or self.folder.name)
+
+    def of(self, kind: str) -> Iterator[Event]:
+        """The events of one kind."""
+        return (event for event in self.events if event.get("event") == kind)
+
+    def logged_matrix(self, who: str) -> list[list[float | None]] | None:
+        """The accuracy matrix as far as it was logged; None where ``who`` was never evaluated.
+
+        Rows are tasks learnt, columns tasks tested, percent; None above the diagonal.
+        """
+        rows = {int(e["task"]): list(e["accuracy"]) for e in self.of("evaluation") if e.get("who") == who}
+        seen = [rows[t] for t in range(len(rows)) if t in rows]
+        return [row[: t + 1] + [None] * (len(seen) - t - 1) for t, row in enumerate(seen)] or None
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        DataError: the folder is no run's, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        raise DataError(f"{folder} is no run folder: recipe.yaml is missing; name a folder that a run wrote")
+    text = recipe.read_text(encoding="utf-8")
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"{recipe} is damaged: {_one_line(error)}; run the recipe again") from None
+    if not isinstance(fields, dict):
+        raise DataError(f"{recipe} is damaged: it holds no fields; run the recipe again")
+    return Run(folder, text, fields, _read_result(folder), tuple(_read_events(folder / "metrics.jsonl")))
+
+
+def finished(run: Run) -> Mapping[str, Any]:
+    """The final figures of ``run``.
+
+    Raises:
+        DataError: the run has not finished.
+    """
+    if run.result is None:
+        raise DataError(
+            f"{run.folder} has no result.json: the run has not finished; `limbeck resume {run.folder}`"
+        )
+    return run.result
+
+
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {_one_line(error)}; `limbeck resume {folder}` writes it anew") from None
+    if not isinstance(result, dict) or not isinstance(result.get("student"), dict):
+        raise DataError(f"{path} is damaged: no field 'student'; `limbeck resume {folder}` writes it anew")
+    return result
+
+
+def _read_events(path: Path) -> list[Event]:
+    """The events, steps de-duplicated; a last line that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept: dict[object, Event] = {}
+    for number, line in enumerate(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            if number == len(lines) - 1:
+                break
+            raise DataError(f"{path} is damaged at line {number + 1}: not JSON; delete that line") from None
+        key = _identity(event, number)
+        kept.pop(key, None)
+        kept[key] = event
+    return list(kept.values())
+
+
+def _identity(event: Event, number: int) -> object:
+    """What two lines share when a resumed run wrote the same thing twice."""
+    kind = event.get("event")
+    if kind in ("step", "gradient_share"):
+        return kind, event.get("stage"), event.get("step")
+    if kind == "evaluation":
+        return kind, event.get("who"), event.get("task")
+    if kind == "warning":
+        return kind, event.get("text")
+    return number
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
