@@ -1,0 +1,293 @@
+"""Vision transformers by name: from timm, from a local folder or file, or shipped with the package.
+
+Weights are read from safetensors only, so that a file from a stranger runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from timm.models import PretrainedCfg, VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from limbeck.contracts import Spec
+from limbeck.errors import CheckpointError, ConfigError, DataError, ShapeError, unknown
+
+SHIPPED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What images a network expects.
+
+    Attributes:
+        channels: number of channels.
+        size: height and width in pixels.
+        mean: of each channel, for values in [0, 1].
+        std: of each channel.
+    """
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network comes from: all that can be told without reading weights.
+
+    Attributes:
+        architecture: timm's name of the architecture.
+        model_args: arguments for ``timm.create_model``.
+        cfg: timm's description of the pretrained weights.
+        weights: the safetensors file; None = to be downloaded by name.
+    """
+
+    architecture: str
+    model_args: Mapping[str, Any]
+    cfg: Mapping[str, Any]
+    weights: Path | None
+
+
+def find(name: str, weights: str | Path | None = None) -> Source:
+    """The source of the network that ``name`` names.
+
+    Args:
+        name: a shipped network (``limbeck-glyphs-m``), a timm name (``vit_small_patch16_224.augreg_in21k``),
+            or a folder in timm's layout, ``local-dir:PATH``.
+        weights: a safetensors file that stands in for the named weights.
+
+    Raises:
+        ConfigError: unknown name; the message has the nearest one.
+        CheckpointError: a folder or file that is not there or not safetensors.
+    """
+    folder = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else SHIPPED / name
+    if name.startswith("local-dir:") or (name and (folder / "config.json").is_file()):
+        source = _from_folder(folder)
+    else:
+        source = _from_timm(name)
+    if weights is None:
+        return source
+    return Source(source.architecture, source.model_args, source.cfg, _checked_file(Path(weights)))
+
+
+def _from_folder(folder: Path) -> Source:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architecture = config["architecture"]
+    except FileNotFoundError:
+        raise CheckpointError(f"no network at {folder}: it needs config.json and model.safetensors") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no timm config: {type(error).__name__} {error}") from None
+    if architecture not in _timm_names():
+        raise unknown("timm architecture", architecture, _timm_names(), where=str(path))
+    cfg = {**_known(config.get("pretrained_cfg", {})), "architecture": architecture}
+    return Source(architecture, config.get("model_args", {}), cfg, folder / "model.safetensors")
+
+
+def _from_timm(name: str) -> Source:
+    architecture, _, tag = name.partition(".")
+    if architecture not in _timm_names():
+        raise unknown("backbone", name, {*_timm_names(), *shipped()})
+    tags = {full.partition(".")[2] for full in _timm_pretrained() if full.partition(".")[0] == architecture}
+    if tag and tag not in tags:
+        raise unknown("weights", name, {f"{architecture}.{known}" for known in tags})
+    cfg: Any = timm.get_pretrained_cfg(name)
+    return Source(architecture, {}, {} if cfg is None else cfg.to_dict(), None)
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of the networks in the package."""
+    return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
+
+
+@cache
+def _timm_names() -> frozenset[str]:
+    return frozenset(timm.list_models())
+
+
+@cache
+def _timm_pretrained() -> frozenset[str]:
+    return frozenset(timm.list_pretrained())
+
+
+def _known(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(PretrainedCfg)}
+    return {key: value for key, value in cfg.items() if key in names}
+
+
+def _checked_file(path: Path) -> Path:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"weights {path} are not safetensors: pickled files can run code and are refused; "
+            "convert them with safetensors.torch.save_file"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}: give the path of a safetensors file")
+    return path
+
+
+def input_spec(name: str) -> InputSpec:
+    """What images the named network expects, without reading weights.
+
+    Raises:
+        ConfigError: unknown name.
+        CheckpointError: a folder that is not there.
+    """
+    source = find(name)
+    return _input_spec(source.cfg, source.model_args)
+
+
+def _input_spec(cfg: Mapping[str, Any], model_args: Mapping[str, Any]) -> InputSpec:
+    channels, size, _ = cfg.get("input_size") or (3, 224, 224)
+    channels = model_args.get("in_chans", channels)
+    size = model_args.get("img_size", size)
+    size = size if isinstance(size, int) else size[0]
+    mean, std = cfg.get("mean") or (0.0,) * channels, cfg.get("std") or (1.0,) * channels
+    return InputSpec(channels, size, tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def load_backbone(
+    name: str,
+    *,
+    pretrained: bool = True,
+    weights: str | Path | None = None,
+    blocks: int | None = None,
+    spec: Spec | None = None,
+    generator: torch.Generator | None = None,
+) -> VisionTransformer:
+    """A vision transformer without classification head; its final norm stays.
+
+    Args:
+        name: see ``find``.
+        pretrained: read the named weights; without them the start is drawn from ``generator``.
+        weights: a local safetensors file in place of the named weights; implies ``pretrained``.
+        blocks: keep only the first blocks.
+        spec: what the data gives. Another image size resamples the position table, as timm does.
+        generator: for a start without weights.
+
+    Returns:
+        timm's ``VisionTransformer`` in evaluation mode.
+
+    Raises:
+        ConfigError: unknown name, or not a ``VisionTransformer``.
+        CheckpointError: weights that are damaged or do not fit.
+        DataError: weights that cannot be downloaded.
+        ShapeError: an image size, channel count or block count that does not fit.
+    """
+    source = find(name, weights)
+    args = _fitted(name, source, spec)
+    model = _create(source, {**args, "num_classes": 0}, generator)
+    if not isinstance(model, VisionTransformer):
+        raise ConfigError(
+            f"backbone {name!r} is a {type(model).__name__}, but prompts need a timm VisionTransformer "
+            "(vit_*, deit*): choose one of these"
+        )
+    if pretrained or weights is not None:
+        _load(model, source, name)
+    if blocks is not None:
+        if not 1 <= blocks <= len(model.blocks):
+            raise ShapeError(f"blocks is {blocks} but {name} has {len(model.blocks)}: give 1 to that number")
+        model.blocks = nn.Sequential(*list(model.blocks)[:blocks])
+    return model.eval()
+
+
+def _fitted(name: str, source: Source, spec: Spec | None) -> dict[str, Any]:
+    """The model arguments for images as ``spec`` says."""
+    want = _input_spec(source.cfg, source.model_args)
+    args = dict(source.model_args)
+    if spec is None:
+        return args
+    if spec.channels != want.channels:
+        raise ShapeError(
+            f"backbone {name} reads {want.channels} channels but the images have {spec.channels}: "
+            "convert the images, or choose another backbone"
+        )
+    if spec.size != want.size:
+        args["img_size"] = spec.size
+    return args
+
+
+def _create(source: Source, args: Mapping[str, Any], generator: torch.Generator | None) -> nn.Module:
+    with seeded(generator):
+        model: nn.Module = timm.create_model(
+            source.architecture, pretrained=False, pretrained_cfg=_known(source.cfg), **args
+        )
+    size = args.get("img_size")
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(size, int) and patch is not None and size % patch[0]:
+        raise ShapeError(
+            f"image size {size} is no multiple of the {patch[0]} pixel patches of {source.architecture}: "
+            f"use {size - size % patch[0] or patch[0]} or {size - size % patch[0] + patch[0]}"
+        )
+    return model
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """Within the context, draws from torch's global CPU generator depend on ``generator`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        if generator is not None:
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        yield
+
+
+def _load(model: VisionTransformer, source: Source, name: str) -> None:
+    """Read the weights into ``model``: every one of the model's, and nothing but a classifier besides."""
+    path = source.weights or download(source, name)
+    state = checkpoint_filter_fn(read_weights(path), model)
+    classifier = source.cfg.get("classifier") or "head"
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"weights {path} do not fit {name}: {detail}") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: not there, not safetensors, or damaged.
+    """
+    _checked_file(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"weights {path} are damaged: {error}; fetch or make them anew") from None
+
+
+def download(source: Source, name: str) -> Path:
+    """The safetensors file of timm's weights for ``name``, from the Hugging Face hub or its local cache.
+
+    Raises:
+        DataError: no such file is known, or it cannot be fetched; the message tells the other ways.
+    """
+    ways = (
+        f"give a local file (weights=FILE.safetensors) or folder (local-dir:FOLDER), or one of {shipped()}, "
+        "or random weights (pretrained=false)"
+    )
+    repository = source.cfg.get("hf_hub_id")
+    if not repository:
+        raise DataError(f"timm knows no weights for {name!r}: name them with a tag (NAME.TAG), {ways}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors", etag_timeout=5))
+    except Exception as error:  # the hub's client raises many families, of several libraries
+        reason = type(error).__name__
+        raise DataError(f"cannot download {repository}/model.safetensors ({reason}): {ways}") from None

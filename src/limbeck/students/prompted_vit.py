@@ -1,0 +1,76 @@
+"""A frozen vision transformer that learns through prompts, alone or from a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from limbeck.contracts import Spec, Student
+from limbeck.errors import ConfigError
+from limbeck.nets.backbones import InputSpec, input_spec, load_backbone
+from limbeck.nets.kd_prompts import KDPrompts
+from limbeck.nets.prompt_map import PromptMap
+from limbeck.nets.prompted_vit import PromptedViT
+from limbeck.nets.prompts import PromptLearner
+from limbeck.nets.prompts.coda import CODA
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedViTStudent(Student):
+    """A frozen vision transformer with task prompts, and KD prompts or mapped teacher prompts besides.
+
+    Attributes:
+        backbone: a shipped network, a timm name, or ``local-dir:FOLDER``.
+        weights: a local safetensors file in place of the named weights.
+        pretrained: False = a random backbone, for trials only.
+        blocks: keep only the first blocks of the backbone.
+        prompts: the prompt learner; None = a linear probe on the frozen backbone.
+        kd_prompts: KD token and KD prompts with their own head (v2, v3, v4 of CDL); None = off.
+        prompt_map: mapped teacher prompts with their own head (v1 of CDL); None = off.
+        share: weight of the second head in the prediction: CDL's alpha, 0.5.
+    """
+
+    backbone: str = "limbeck-glyphs-s"
+    weights: str | None = None
+    pretrained: bool = True
+    blocks: int | None = None
+    prompts: PromptLearner | None = field(default_factory=CODA)
+    kd_prompts: KDPrompts | None = None
+    prompt_map: PromptMap | None = None
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"share is {self.share} but must be from 0 to 1")
+        if self.kd_prompts is not None and self.prompt_map is not None:
+            raise ConfigError("kd_prompts and prompt_map both bring the second head: choose one of them")
+
+    def input_spec(self) -> InputSpec:
+        """What images the backbone expects, without reading its weights."""
+        return input_spec(self.backbone)
+
+    def build(self, spec: Spec, generator: torch.Generator) -> PromptedViT:
+        """See ``Network.build``."""
+        backbone = load_backbone(
+            self.backbone,
+            pretrained=self.pretrained,
+            weights=self.weights,
+            blocks=self.blocks,
+            spec=spec,
+            generator=generator,
+        )
+        width, depth = backbone.embed_dim, len(backbone.blocks)
+        query_dim = width if spec.query_dim is None else spec.query_dim
+        prompts = (self.prompts or PromptLearner()).build(query_dim, width, depth, spec.tasks, generator)
+        bank = None if self.kd_prompts is None else self.kd_prompts.build(width, depth, generator)
+        return PromptedViT(
+            backbone,
+            prompts,
+            spec.classes,
+            generator=generator,
+            query_dim=query_dim,
+            kd_prompts=bank,
+            prompt_map=self.prompt_map,
+            share=self.share,
+        )
