@@ -104,6 +104,11 @@ class Splits:
                 f"{len(self.test.classes)}, or they differ in name or order: both need the same ones"
             )
 
+    @property
+    def name(self) -> str:
+        """The name of the data set: that of the train split without the word "train"."""
+        return self.train.name.removesuffix(" train")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:

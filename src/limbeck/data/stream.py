@@ -42,6 +42,7 @@ class Stream:
         splits: the data.
         class_order: the data set's class id at each place of the stream's numbering.
         sizes: classes per task.
+        edges: first class id of each task, and one past the last: tasks + 1 numbers.
         classes: class names in the stream's numbering.
         train_labels: int64 [N_train], in the stream's numbering.
         test_labels: int64 [N_test], in the stream's numbering.
@@ -76,7 +77,7 @@ class Stream:
         self.sizes = _sizes(tasks, count, sizes)
         self.class_order = _order(count, class_order, seed)
         self.classes = tuple(splits.train.classes[c] for c in self.class_order)
-        self._edges = [0, *np.cumsum(self.sizes).tolist()]
+        self.edges = [0, *np.cumsum(self.sizes).tolist()]
         place = torch.empty(count, dtype=torch.int64)
         place[torch.tensor(self.class_order)] = torch.arange(count)
         self.train_labels = place[splits.train.labels]
@@ -103,7 +104,7 @@ class Stream:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"task {number} is not in 0..{len(self) - 1}")
-        start, stop = self._edges[number], self._edges[number + 1]
+        start, stop = self.edges[number], self.edges[number + 1]
         train, test = (
             torch.nonzero((labels >= start) & (labels < stop)).flatten()
             for labels in (self.train_labels, self.test_labels)
@@ -112,7 +113,7 @@ class Stream:
 
     def seen(self, number: int) -> Tensor:
         """Positions of the test samples of tasks 0 .. ``number``: int64, for one test pass over all."""
-        return torch.nonzero(self.test_labels < self._edges[number + 1]).flatten()
+        return torch.nonzero(self.test_labels < self.edges[number + 1]).flatten()
 
 
 def _sizes(tasks: int, count: int, sizes: Sequence[int] | None) -> list[int]:

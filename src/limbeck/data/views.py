@@ -19,10 +19,13 @@ from limbeck.data import chance
 from limbeck.errors import ConfigError, ShapeError
 
 # One number per purpose, so that switching one augmentation on leaves the draws of the others as they were.
-_AREA, _RATIO, _LEFT, _TOP, _FLIP, _ANGLE, _RIGHTWARD, _DOWNWARD, _BLUR, _GAIN, _INVERT, _NOISE = range(12)
+_AREA, _RATIO, _LEFT, _TOP, _FLIP, _ANGLE, _RIGHTWARD, _DOWNWARD, _BLUR, _GAIN, _INVERT, _NOISE, _WARP = (
+    range(13)
+)
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 _BLUR_REACH = 3  # pixels either side
+_WARP_KNOTS = 4  # control points of a warp along each side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class Views:
         flip: probability of a left-right flip, 0..1.
         degrees: rotation drawn from -degrees..degrees.
         translate: shift in both directions drawn from +- this share of the side.
+        warp: deviation, as a share of the side, of the smooth random displacement of 4 x 4 control points.
         blur: deviation in pixels of a Gaussian blur drawn from 0..blur.
         contrast: range of the factor on pixel values.
         invert: probability that bright and dark change places, 0..1.
@@ -52,6 +56,7 @@ class Views:
     flip: float = 0.0
     degrees: float = 0.0
     translate: float = 0.0
+    warp: float = 0.0
     blur: float = 0.0
     contrast: tuple[float, float] = (1.0, 1.0)
     invert: float = 0.0
@@ -69,7 +74,7 @@ class Views:
         for field in ("flip", "invert"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"views.{field} is {getattr(self, field)} but is a probability: 0..1")
-        for field in ("degrees", "translate", "blur", "noise"):
+        for field in ("degrees", "translate", "warp", "blur", "noise"):
             if not getattr(self, field) >= 0:
                 raise ConfigError(f"views.{field} is {getattr(self, field)} but must be at least 0")
 
@@ -77,7 +82,7 @@ class Views:
     def moves(self) -> bool:
         """Whether views differ in where pixels come from."""
         still = self.scale == self.ratio == (1.0, 1.0)
-        return not still or self.flip > 0 or self.degrees > 0 or self.translate > 0
+        return not still or self.flip > 0 or self.degrees > 0 or self.translate > 0 or self.warp > 0
 
     @property
     def plain(self) -> bool:
@@ -147,6 +152,10 @@ class Views:
         steps = (torch.arange(size, dtype=torch.float32) * 2 + 1) / size - 1
         x, y = steps[None, None, :], steps[None, :, None]
         grid = torch.stack((a * x + b * y + c, d * x + e * y + f), dim=-1)
+        if self.warp:
+            knots = keys.normal(_WARP, torch.empty(len(pixels), 2, _WARP_KNOTS, _WARP_KNOTS))
+            bend = F.interpolate(knots, (size, size), mode="bicubic", align_corners=True)
+            grid = grid + 2 * self.warp * bend.permute(0, 2, 3, 1)
         return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
