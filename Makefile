@@ -6,7 +6,8 @@ SETUP := .venv/.setup-done
 .PHONY: demo test setup clean
 
 demo: $(SETUP)
-	$(BIN)/limbeck run cdl-kdp
+	rm -rf runs/demo
+	$(BIN)/limbeck run cdl-kdp --out runs/demo
 
 test: $(SETUP)
 	$(BIN)/ruff check .

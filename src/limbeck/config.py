@@ -82,21 +82,19 @@ def build(given: Mapping[str, Any]) -> Recipe:
     """
     given = {"teacher": "none", "selector": "all", "views": {}, "engine": {}} | dict(given)
     _refuse_unknown(given, {f.name for f in dataclasses.fields(Recipe)}, "")
-    values: Plain = {}
-    for field in dataclasses.fields(Recipe):
-        key = field.name
-        if key not in given:
-            if field.default is MISSING:
-                raise ConfigError(f"the recipe lacks {key!r}: add it{_choices_of(key)}")
-        elif key in SECTIONS:
-            values[key] = make(_section(key), mapping(given[key], key), key)
-        elif key == "objective":
-            values[key] = tuple(_choose(o, "objectives", w) for o, w in _objectives(given[key]))
-        elif key in SLOTS:
-            values[key] = _choose(given[key], SLOTS[key], key)
-        else:
-            values[key] = _check(given[key], get_type_hints(Recipe)[key], key)
-    return Recipe(**values)
+    required = [f.name for f in dataclasses.fields(Recipe) if f.default is MISSING]
+    if missing := next((key for key in required if key not in given), None):
+        raise ConfigError(f"the recipe lacks {missing!r}: add it{_choices_of(missing)}")
+    hints = get_type_hints(Recipe)
+    return Recipe(**{key: _part(key, value, hints[key]) for key, value in given.items()})
+
+
+def _part(key: str, value: Any, hint: Any) -> Any:
+    if key in SECTIONS:
+        return make(_section(key), mapping(value, key), key)
+    if key == "objective":
+        return tuple(_choose(entry, "objectives", where) for entry, where in _objectives(value))
+    return _choose(value, SLOTS[key], key) if key in SLOTS else _check(value, hint, key)
 
 
 def dump(recipe: Recipe) -> str:

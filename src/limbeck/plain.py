@@ -62,7 +62,9 @@ class Dumper(yaml.SafeDumper):
 
 def write(plain: Mapping[str, Any]) -> str:
     """YAML text that ``parse`` reads back equal."""
-    text: str = yaml.dump(dict(plain), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.dump(
+        dict(plain), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+    )
     return text
 
 

@@ -1,0 +1,100 @@
+"""What there is to choose from: the lists and the single entries that the command line shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from limbeck import plain, registry
+from limbeck.errors import unknown
+
+Listing = dict[str, dict[str, str]]
+
+
+def listing(kind: str | None = None) -> Listing:
+    """Each kind's names with one line on each, read without importing a choice.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    kinds = registry.kinds() if kind is None else (kind,)
+    return {k: {name: registry.describe(k, name) for name in registry.names(k)} for k in kinds}
+
+
+def listing_text(listed: Listing) -> RenderableType:
+    """``listed`` as tables."""
+    tables: list[RenderableType] = []
+    for kind, lines in listed.items():
+        table = Table(title=kind, title_justify="left", box=None, show_header=False, pad_edge=False)
+        for name, line in lines.items():
+            table.add_row(name, line)
+        tables += [table, ""]
+    return Group(*tables[:-1])
+
+
+def entries(name: str) -> list[dict[str, Any]]:
+    """Every recipe and choice of that name.
+
+    Args:
+        name: ``dkd``, or ``students/prompted_vit`` for one kind.
+
+    Raises:
+        ConfigError: nothing has that name.
+    """
+    kind, slash, own = name.rpartition("/")
+    if slash:
+        return [_entry(kind, registry.canonical(kind, own))]
+    every = {(k, n) for k in registry.kinds() for n in registry.names(k)}
+    found = sorted((k, n) for k, n in every if n.replace("-", "_") == name.lower().replace("-", "_"))
+    if not found:
+        raise unknown("recipe or choice", name, {n for _, n in every})
+    return [_entry(k, n) for k, n in found]
+
+
+def _entry(kind: str, name: str) -> dict[str, Any]:
+    if kind == "recipes":
+        from limbeck import config
+
+        recipe = config.load(name)
+        return {"kind": kind, "name": name, "doc": recipe.description, "recipe": config.to_plain(recipe)}
+    cls = registry.get(kind, name)
+    fields = [
+        {"name": f.name, "type": _spell_type(f.type), "default": _spell_default(f)}
+        for f in dataclasses.fields(cls)
+    ]
+    return {"kind": kind, "name": name, "doc": inspect.getdoc(cls) or "", "fields": fields}
+
+
+def entries_text(found: list[dict[str, Any]]) -> RenderableType:
+    """``found`` for reading: what it is, then its fields or its whole YAML."""
+    parts: list[RenderableType] = []
+    for entry in found:
+        parts.append(Text(f"{entry['name']} ({entry['kind']})", style="bold"))
+        parts += [Text(entry["doc"]), ""]
+        if "recipe" in entry:
+            text = plain.write(entry["recipe"])
+            parts += [Syntax(text.rstrip(), "yaml", background_color="default"), ""]
+        elif entry["fields"]:
+            table = Table("field", "type", "default", box=None, pad_edge=False)
+            for field in entry["fields"]:
+                table.add_row(field["name"], field["type"], field["default"])
+            parts += [table, ""]
+    return Group(*parts[:-1])
+
+
+def _spell_type(hint: Any) -> str:
+    return hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
+
+
+def _spell_default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "required"

@@ -1,0 +1,207 @@
+"""The command line. Each command calls ``limbeck.api`` or a report; nothing is computed here.
+
+Imports stand inside the commands, so that ``limbeck --help`` needs neither torch nor pydantic.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from limbeck.errors import Interrupted, LimbeckError
+
+if TYPE_CHECKING:
+    from limbeck.api import Result
+
+Json = Annotated[bool, Parameter(name="--json", negative=())]
+Sets = Annotated[tuple[str, ...], Parameter(name="--set", negative=())]
+
+app = App(
+    name="limbeck",
+    help="Knowledge distillation: from any teacher into any student, on one data set or a stream of\n"
+    "tasks.\n\n"
+    "Start with: limbeck list, then: limbeck run cdl-kdp. With --debug an error shows its traceback.",
+    help_format="plaintext",
+)
+
+
+@app.command
+def run(
+    recipe: str,
+    /,
+    *,
+    sets: Sets = (),
+    seed: int | None = None,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Carry out a recipe.
+
+    Args:
+        recipe: A name that `limbeck list recipes` shows, or a .yaml file.
+        sets: Override a field: path.to.field=value; may be repeated.
+        seed: Replace the recipe's seed.
+        out: Folder of the run; runs/NAME by default.
+        as_json: Print the result as JSON.
+    """
+    from limbeck import api
+
+    _finish(api.run(recipe, sets=sets, seed=seed, out=out), as_json)
+
+
+@app.command
+def resume(run: Path, /, *, as_json: Json = False) -> None:
+    """Go on with a run that was stopped.
+
+    Args:
+        run: The run's folder.
+        as_json: Print the result as JSON.
+    """
+    from limbeck import api
+
+    _finish(api.resume(run), as_json)
+
+
+@app.command(name="list")
+def list_(kind: str | None = None, /, *, as_json: Json = False) -> None:
+    """Name the recipes and the choices.
+
+    Args:
+        kind: recipes, teachers, students, objectives, selectors, scenarios, prompts or data; all by default.
+        as_json: Print them as JSON.
+    """
+    from limbeck import catalogue
+
+    listed = catalogue.listing(kind)
+    _print(listed, catalogue.listing_text(listed), as_json)
+
+
+@app.command
+def show(name: str, /, *, as_json: Json = False) -> None:
+    """Say what a recipe or a choice is, with its fields and their values.
+
+    Args:
+        name: A recipe, a choice (dkd), or a choice of one kind (students/prompted_vit).
+        as_json: Print it as JSON.
+    """
+    from limbeck import catalogue
+
+    entries = catalogue.entries(name)
+    _print(entries, catalogue.entries_text(entries), as_json)
+
+
+@app.command
+def compare(
+    runs: Annotated[tuple[Path, ...], Parameter(negative=())],
+    /,
+    *,
+    baseline: str | None = None,
+    plot: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Tabulate runs: mean and spread over seeds, differences from a baseline.
+
+    Args:
+        runs: Folders of finished runs.
+        baseline: The method that others are set against, seed by seed.
+        plot: Draw the comparison into this .png or .svg file.
+        as_json: Print the table as JSON.
+    """
+    from limbeck import api
+
+    compared = api.compare(runs, baseline=baseline, plot=plot)
+    _print(compared.data, compared.text, as_json)
+
+
+@app.command
+def report(run: Path, /, *, as_json: Json = False) -> None:
+    """Write a run's report page anew.
+
+    Args:
+        run: The run's folder, finished or not.
+        as_json: Print the page's path as JSON.
+    """
+    from limbeck.report.page import write_page
+
+    page = write_page(run)
+    _print({"report": str(page)}, f"report: {page}", as_json)
+
+
+@app.command
+def demonstrate(
+    recipes: Annotated[tuple[str, ...], Parameter(negative=())],
+    /,
+    *,
+    seeds: int = 3,
+    as_json: Json = False,
+) -> None:
+    """Run recipes over several seeds and write down what was seen.
+
+    Args:
+        recipes: Names that `limbeck list recipes` shows.
+        seeds: How many seeds, counted from 0.
+        as_json: Print what was seen as JSON.
+    """
+    from limbeck import api
+
+    seen = api.demonstrate(recipes, seeds=seeds)
+    _print(seen.data, seen.text, as_json)
+
+
+@app.command
+def pretrain(name: str, /, *, as_json: Json = False) -> None:
+    """Make the weights of a shipped backbone anew.
+
+    Args:
+        name: limbeck-glyphs-m or limbeck-glyphs-s.
+        as_json: Print the result as JSON.
+    """
+    from limbeck import api
+
+    _finish(api.pretrain(name), as_json)
+
+
+@app.command
+def doctor(*, as_json: Json = False) -> None:
+    """Say what is installed, what is missing, and what this machine can do.
+
+    Args:
+        as_json: Print it as JSON.
+    """
+    from limbeck import doctor as examination
+
+    found = examination.examine()
+    _print(found, examination.text(found), as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 something the user can mend, 130 interrupted and resumable."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        app([a for a in given if a != "--debug"], exit_on_error=False, print_error=False)
+    except (LimbeckError, CycloptsError) as error:
+        if debug:
+            raise
+        print(f"limbeck: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, Interrupted) else 2)
+
+
+def _finish(result: Result, as_json: bool) -> None:
+    from limbeck.report.summary import summary
+
+    _print(result.data, summary(result.data), as_json)
+
+
+def _print(data: object, text: object, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(data, indent=2, default=str))
+    else:
+        from rich.console import Console
+
+        Console(soft_wrap=True, highlight=False).print(text, markup=False)
