@@ -165,15 +165,20 @@ class Net(nn.Module):
 
     A part that never changes and is made again from the recipe sets ``constant = True``: checkpoints
     leave it out, and the engine checks that it did not move.
+
+    Attributes:
+        query_dim: width D of the frozen features that select its prompts; None = it asks for none.
     """
+
+    query_dim: int | None = None
 
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
         """Outputs for ``batch`` with the features at ``taps``; ``teacher`` is what the teacher said."""
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
-    def query(self, images: Tensor) -> Tensor | None:
-        """Frozen features [B, D] that select prompts, without gradient; None where nothing asks for them."""
-        return None
+    def query(self, images: Tensor) -> Tensor:
+        """Frozen features [B, query_dim] that select prompts, without gradient."""
+        raise TypeError(f"{type(self).__name__} has no query")
 
     def predict(self, outputs: Outputs) -> Tensor:
         """The logits [B, C] that the network answers with."""
@@ -228,6 +233,10 @@ class Selector:
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """How data and time arrive: a procedure of a few calls of the engine."""
+
+    def load_student(self, recipe: Any, state: dict[str, Tensor], classes: int) -> Net:
+        """The student of a finished run of ``recipe``, in evaluation mode, from its learnt ``state``."""
+        raise TypeError(f"{type(self).__name__} defines no load_student()")
 
     def check(self, recipe: Any) -> None:
         """Preflight: raise before any weight is read if ``recipe`` cannot work."""

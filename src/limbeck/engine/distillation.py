@@ -25,6 +25,7 @@ class Distillation(nn.Module):
         selector: weighs the samples; None = all alike.
         window: the classes ``(start, stop)`` that objectives see; None = all.
         query: gives the query features of images for batches that carry none; None = not needed.
+        keep: hold on to the student's last outputs for ``said``.
     """
 
     def __init__(
@@ -37,11 +38,14 @@ class Distillation(nn.Module):
         selector: Selector | None = None,
         window: tuple[int, int] | None = None,
         query: Callable[[Tensor], Tensor] | None = None,
+        keep: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
         self.objectives = nn.ModuleDict(dict(objectives))
         self.needs, self.ask, self.selector, self.window, self.query = needs, ask, selector, window, query
+        self.keep = keep
+        self.last: Outputs | None = None
         self.teacher_seconds = 0.0
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
@@ -49,6 +53,8 @@ class Distillation(nn.Module):
         batch = self.with_query(batch)
         taught = self.taught(batch)
         student = self.student(batch, taps=self.needs.student, teacher=taught)
+        if self.keep:
+            self.last = student.detach()
         start, stop = self.window or (0, student.logits.shape[1])
         seen, local = student.columns(start, stop), replace(batch, labels=batch.labels - start)
         if taught is not None:
@@ -60,6 +66,11 @@ class Distillation(nn.Module):
             for part, value in objective(seen, taught, local, at).items():
                 terms[name if part == name else f"{name}.{part}"] = value
         return terms | dict(student.losses)
+
+    def said(self, batch: Batch) -> Outputs:
+        """The student's outputs of its last step, for another that learns from them in its turn."""
+        assert self.last is not None
+        return self.last
 
     def with_query(self, batch: Batch) -> Batch:
         """The batch with query features, computed where it carries none."""

@@ -7,7 +7,6 @@ the seed and its name), so a replay reaches the point of the last checkpoint wit
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import threading
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Progress
+from limbeck.engine import seeds
 from limbeck.engine.meter import Meter
 from limbeck.engine.settings import Engine
 from limbeck.engine.state import (
@@ -90,12 +90,11 @@ class Run:
 
     def generator(self, *names: object) -> torch.Generator:
         """A fresh generator for what is named: the same seed and names give the same numbers."""
-        return torch.Generator().manual_seed(self.derive(*names))
+        return seeds.generator(self.seed, *names)
 
     def derive(self, *names: object) -> int:
         """A 63-bit seed from the run's seed and ``names``."""
-        text = json.dumps([self.seed, *map(str, names)])
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+        return seeds.derive(self.seed, *names)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """``compute()``, plain data, kept in the folder: a resumed run takes what was computed before."""
@@ -115,6 +114,10 @@ class Run:
             self._log.flush()
         except OSError as error:
             raise CheckpointError(f"cannot write {self.folder / 'metrics.jsonl'}: {reason(error)}") from error
+
+    def teacher_share(self) -> float:
+        """Share of the teacher's answers in the time of all steps so far, in [0, 1]."""
+        return min(self._teacher[0] / max(self._teacher[1], 1e-9), 1.0)
 
     def warn(self, text: str) -> None:
         """Log and show a warning."""
@@ -182,7 +185,8 @@ class Run:
             "optimizers": {turn.name: turn.optimizer.state_dict() for turn in turns},
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "seconds": dict(self.seconds), "facts": json.dumps(self._facts), "log_bytes": self._log.tell(), "threads": torch.get_num_threads(),
+            "seconds": dict(self.seconds), "facts": json.dumps(self._facts),
+            "log_bytes": self._log.tell(), "threads": torch.get_num_threads(),
         }  # fmt: skip
         self._number += 1
         write_state(self.folder / "checkpoints" / f"{self._number:06d}", state)

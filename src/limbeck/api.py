@@ -1,0 +1,147 @@
+"""limbeck from Python: run a recipe, resume a run, distil plain modules, demonstrate."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck import config
+from limbeck.config import Recipe
+from limbeck.engine.run import Run
+from limbeck.engine.state import read_state, variable_state, write_json, write_state
+from limbeck.errors import ConfigError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left.
+
+    Attributes:
+        folder: the run's folder.
+        data: the content of ``result.json``.
+    """
+
+    folder: Path
+    data: dict[str, Any]
+
+
+def run(
+    recipe: str | Path | Recipe,
+    sets: Sequence[str] = (),
+    *,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Carry out a recipe.
+
+    Args:
+        recipe: a recipe's name, a YAML file, or a ``Recipe``.
+        sets: overrides ``a.b=value``; not with a ``Recipe``.
+        seed: the run's seed; None = the recipe's.
+        out: the run's folder; None = ``runs/<name>-s<seed>``.
+        quiet: show nothing.
+
+    Raises:
+        LimbeckError: the recipe, the data, the networks or the folder will not do, found before training;
+            or training went wrong, with the run resumable.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = config.load(recipe, sets, seed)
+    folder = Path(out) if out is not None else RUNS / f"{recipe.name}-s{recipe.seed}"
+    if (folder / "recipe.yaml").exists():
+        state = "finished" if (folder / "result.json").exists() else "unfinished"
+        raise ConfigError(
+            f"{folder} holds a {state} run: name another folder with --out, delete it, "
+            f"or go on with it by: limbeck resume {folder}"
+        )
+    recipe.scenario.check(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
+    write_json(folder / "versions.json", versions())
+    return _carry_out(recipe, folder, resume=False, quiet=quiet)
+
+
+def resume(folder: str | Path, *, quiet: bool = False) -> Result:
+    """Go on with a run that was cut off; a finished one gives its figures again.
+
+    Raises:
+        LimbeckError: the folder holds no run, or every checkpoint in it is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "recipe.yaml").exists():
+        raise ConfigError(f"{folder} holds no run: there is no recipe.yaml in it; see limbeck run --help")
+    if (folder / "result.json").exists():
+        return Result(folder, json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    recipe = config.load(folder / "recipe.yaml")
+    recipe.scenario.check(recipe)
+    return _carry_out(recipe, folder, resume=True, quiet=quiet)
+
+
+def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Result:
+    threads = torch.get_num_threads()
+    if recipe.engine.threads is not None:
+        torch.set_num_threads(recipe.engine.threads)
+    began = time.monotonic()
+    try:
+        with Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session:
+            figures = recipe.scenario.run(recipe, session)
+            figures["time"] = {
+                "seconds": round(time.monotonic() - began, 3),
+                "teacher_share": session.teacher_share(),
+                "stages": {name: round(value, 3) for name, value in session.seconds.items()},
+            }
+            figures["versions"] = versions()
+            save_student(folder, session.modules.get_submodule("student"))
+            write_json(folder / "result.json", figures)
+    finally:
+        torch.set_num_threads(threads)
+    from limbeck.report.page import write_page
+
+    write_page(folder)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    return Result(folder, figures)
+
+
+def save_student(folder: Path, student: torch.nn.Module) -> None:
+    """Write the student's learnt state; its frozen backbone is named by the recipe beside it."""
+    write_state(folder / "student" / "student", {"net": variable_state(student)})
+
+
+def load_student(folder: str | Path) -> Any:
+    """The trained student of a finished run, in evaluation mode.
+
+    Its forward takes a ``Batch``; ``student.predict(student(batch))`` are the logits [B, C] in the order of
+    the classes in ``result.json``.
+
+    Raises:
+        LimbeckError: no finished run, or damaged weights.
+    """
+    folder = Path(folder)
+    if not (folder / "result.json").exists():
+        raise ConfigError(f"{folder} holds no finished run: finish it with: limbeck resume {folder}")
+    recipe = config.load(folder / "recipe.yaml")
+    figures = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    classes = len(figures["student"]["class_names"])
+    state = read_state(folder / "student" / "student")["net"]
+    return recipe.scenario.load_student(recipe, state, classes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what figures depend on."""
+    named = ("limbeck", "torch", "timm", "numpy", "safetensors")
+    return {"python": platform.python_version(), "platform": sys.platform} | {
+        name: importlib.metadata.version(name) for name in named
+    }

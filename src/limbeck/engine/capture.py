@@ -1,0 +1,119 @@
+"""Caches in use: what a frozen network says about every sample in every replayed view."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.contracts import Batch, Outputs
+from limbeck.data.batches import Batches
+from limbeck.engine.cache import Cache, Rows
+from limbeck.engine.fit import Source
+
+CHUNK = 256
+
+
+def replayed(batches: Batches) -> int | None:
+    """Number of different views of each sample; None where every epoch brings fresh ones."""
+    return 1 if batches.views.plain else batches.views.count
+
+
+def in_order(batches: Batches, batch_size: int = CHUNK) -> Batches:
+    """The same samples and views in the order of the index, none left out."""
+    plain = copy.copy(batches)
+    plain.shuffle, plain.drop_last, plain.batch_size = False, False, batch_size
+    return plain
+
+
+class Captured:
+    """What ``ask`` says over all samples and views of ``batches``: asked once, then read from disk.
+
+    Nothing is read or asked before the first call, when the network that ``ask`` stands for is ready.
+
+    Args:
+        root: folder that holds caches.
+        key: gives what the rows depend on besides the pixels (weights, taps, precision).
+        batches: their views must be replayed.
+        ask: gives the rows [B, ...] of a batch.
+        device: where batches are moved to before ``ask``.
+        dtype: storage type of floating rows.
+
+    Raises:
+        CacheError: at a call: the cache is damaged or of something else.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        key: Callable[[], dict[str, Any]],
+        batches: Batches,
+        ask: Callable[[Batch], Rows],
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.root, self.key, self.batches, self.ask = root, key, batches, ask
+        self.device, self.dtype = device, dtype
+        self.cache: Cache | None = None
+
+    def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The rows of a batch, on the batch's device."""
+        if self.cache is None:
+            self.cache = self._fill()
+        rows = self.cache(batch.index.cpu(), batch.view.cpu())
+        return {name: row.to(batch.inputs.device, non_blocking=True) for name, row in rows.items()}
+
+    def delete(self) -> None:
+        """Remove what was captured."""
+        if self.cache is not None:
+            self.cache.delete()
+
+    def _fill(self) -> Cache:
+        views = replayed(self.batches)
+        assert views is not None
+        ordered = in_order(self.batches)
+        key = {**self.key(), "pixels": self.batches.describe()}
+        cache = Cache(self.root, key, self.batches.index, views, self.dtype)
+
+        @torch.no_grad()
+        def chunks(first: int) -> Iterator[Rows]:
+            begin, row = divmod(first, ordered.count)
+            for view in range(begin, views):
+                for batch in ordered.epoch(view, start=row // CHUNK if view == begin else 0):
+                    yield self.ask(batch.to(self.device))
+
+        cache.fill(chunks)
+        return cache
+
+
+class WithQuery:
+    """Batches that carry captured query features."""
+
+    def __init__(self, source: Source, captured: Captured) -> None:
+        self.source, self.captured = source, captured
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return self.source.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from step ``start`` on."""
+        for batch in self.source.epoch(epoch, start):
+            yield replace(batch, query=self.captured(batch)["query"])
+
+
+def rows_of(outputs: Outputs) -> dict[str, torch.Tensor]:
+    """A network's outputs as rows of a cache."""
+    return {"logits": outputs.logits} | {f"at_{tap}": value for tap, value in outputs.features.items()}
+
+
+def outputs_of(rows: Rows) -> Outputs:
+    """The inverse of ``rows_of``."""
+    features = {name.removeprefix("at_"): value for name, value in rows.items() if name.startswith("at_")}
+    return Outputs(logits=rows["logits"], features=features)

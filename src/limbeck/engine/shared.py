@@ -1,0 +1,52 @@
+"""What runs share: the folder of caches, and teachers that were trained in exactly the same way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.engine.run import Run
+from limbeck.engine.state import load_variable_state, read_state, value_hash, variable_state, write_state
+from limbeck.errors import CheckpointError
+
+
+def cache_root(run: Run) -> Path:
+    """Where shared caches lie: the setting, else ``LIMBECK_CACHE``, else ``.cache`` beside the run."""
+    given = run.settings.cache_root or os.environ.get("LIMBECK_CACHE")
+    return Path(given) if given else run.folder.resolve().parent / ".cache"
+
+
+class Teachers:
+    """The trained state of a teacher under a key that names everything it depends on.
+
+    Args:
+        root: folder of the caches.
+        key: plain data; torch's version and thread count are added.
+    """
+
+    def __init__(self, root: Path, key: dict[str, Any]) -> None:
+        made_by = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        self.stem = root / "teachers" / value_hash({**key, **made_by})
+
+    def take(self, run: Run, stage: str, net: torch.nn.Module) -> bool:
+        """Load the state into ``net`` and mark ``stage`` done; False where there is none to take."""
+        if run.pending is not None or not self.stem.with_suffix(".json").exists():
+            return False
+        try:
+            kept = read_state(self.stem)
+            load_variable_state(net, kept["net"])
+        except CheckpointError as error:
+            run.warn(f"{error}; the teacher is trained anew")
+            return False
+        run.log("teacher_reused", stage=stage, seconds=kept["seconds"], key=self.stem.name)
+        run.seconds[stage] = 0.0
+        run.adopt(stage)
+        return True
+
+    def keep(self, net: torch.nn.Module, seconds: float) -> None:
+        """Store the state of ``net``, unless it is there already."""
+        if not self.stem.with_suffix(".json").exists():
+            write_state(self.stem, {"net": variable_state(net), "seconds": seconds})

@@ -1,0 +1,181 @@
+"""From logits to figures, and from figures to ``result.json``, with the protocol beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.contracts import Batch, Net
+from limbeck.data.stream import Stream
+from limbeck.engine.run import Run
+from limbeck.errors import NonFiniteError
+from limbeck.metrics import accuracy, calibration, fidelity
+from limbeck.metrics import continual as stream_metrics
+from limbeck.metrics import cost as costs
+
+Figures = dict[str, Any]
+
+
+def measure(
+    logits: Mapping[str, Tensor], labels: Tensor, stream: Stream, task: int, *, full: bool
+) -> Figures:
+    """What one test pass over the tasks seen tells.
+
+    Args:
+        logits: predictions [N, classes seen] by network: ``student`` and, where there is one, ``teacher``.
+        labels: class ids [N] in the stream's numbering.
+        stream: gives the tasks' class ranges.
+        task: number of the task just learnt.
+        full: also calibration, confusion and the intervals: after the last task.
+
+    Raises:
+        NonFiniteError: a prediction is NaN or infinite.
+    """
+    found: Figures = {}
+    owner = torch.bucketize(labels, torch.tensor(stream.edges[1:-1]), right=True)
+    for who, values in logits.items():
+        if not torch.isfinite(values).all():
+            raise NonFiniteError(
+                f"the {who}'s predictions after task {task} are not finite: lower its optim.lr"
+            )
+        right = values.argmax(1) == labels
+        hits = [int(right[owner == t].sum()) for t in range(task + 1)]
+        totals = [int((owner == t).sum()) for t in range(task + 1)]
+        found[who] = {"accuracy": [100 * h / n for h, n in zip(hits, totals, strict=True)]}
+        if full:
+            found[who] |= last_figures(values, labels)
+            found[who]["average_accuracy_interval"] = list(accuracy.average_interval(hits, totals))
+    if "teacher" in logits:
+        found["fidelity"] = likeness(logits["student"], logits["teacher"])
+    return found
+
+
+def last_figures(logits: Tensor, labels: Tensor) -> Figures:
+    """Calibration and confusion of final predictions [N, C]."""
+    return {
+        "ece": calibration.ece(logits, labels),
+        "nll": calibration.nll(logits, labels),
+        "brier": calibration.brier(logits, labels),
+        "reliability": calibration.reliability(logits, labels),
+        "confusion": accuracy.confusion(logits.argmax(1), labels, logits.shape[1]),
+    }
+
+
+def likeness(student: Tensor, teacher: Tensor) -> Figures:
+    """Agreement (percent) and KL(teacher || student) in nats of predictions [N, C]."""
+    return {
+        "agreement": fidelity.agreement(student, teacher),
+        "kl": fidelity.predictive_kl(student, teacher),
+    }
+
+
+def cost(nets: Mapping[str, Net], image: Batch) -> Figures:
+    """Parameters, multiply-adds and latency of each network on one image, its query pass included."""
+    found: Figures = {}
+    for who, net in nets.items():
+        net.eval()
+        told = (
+            image
+            if net.query_dim is None or who == "student"
+            else replace(image, query=_stand_in(net, image))
+        )
+
+        def answer(net: Net = net, told: Batch = told) -> Tensor:
+            return net.predict(net(told))
+
+        found[who] = {
+            "parameters": costs.parameters(net),
+            "trainable": sum(p.numel() for n, p in net.named_parameters() if not n.startswith("backbone.")),
+            "multiply_adds": costs.multiply_adds(answer),
+            "latency_ms": costs.latency(answer),
+        }
+    return found
+
+
+def _stand_in(net: Net, image: Batch) -> Tensor:
+    assert net.query_dim is not None
+    return image.inputs.new_ones(len(image.inputs), net.query_dim)
+
+
+def continual(recipe: Any, run: Run, stream: Stream, seen: Sequence[Figures], price: Figures) -> Figures:
+    """``result.json`` of a stream: matrices, what follows from them, and the protocol."""
+    last = seen[-1]
+    result: Figures = {
+        "recipe": recipe.name, "scenario": "continual", "seed": run.seed,
+        "data": stream.splits.train.name, "protocol": protocol(recipe, stream),
+        "student": _side("student", stream, seen),
+        "teacher": _side("teacher", stream, seen) if "teacher" in last else None,
+        "fidelity": None,
+        "cost": {who: price.get(who) for who in ("student", "teacher")},
+    }  # fmt: skip
+    if "teacher" in last:
+        student, teacher = result["student"], result["teacher"]
+        result["fidelity"] = last["fidelity"] | {
+            "gap_per_task": _minus(teacher["accuracy_matrix"][-1], student["accuracy_matrix"][-1]),
+            "gap_over_tasks": _minus(teacher["running_average"], student["running_average"]),
+            "agreement_over_tasks": [each["fidelity"]["agreement"] for each in seen],
+        }
+    return result
+
+
+def _side(who: str, stream: Stream, seen: Sequence[Figures]) -> Figures:
+    rows = [each[who]["accuracy"] for each in seen]
+    matrix = [row + [None] * (len(rows) - len(row)) for row in rows]
+    filled = [row + [0.0] * (len(rows) - len(row)) for row in rows]
+    last = {k: v for k, v in seen[-1][who].items() if k != "accuracy"}
+    return {
+        "accuracy_matrix": matrix,
+        "average_accuracy": stream_metrics.average_accuracy(filled),
+        "incremental_average": stream_metrics.incremental_average(filled),
+        "just_learned": stream_metrics.just_learned(filled),
+        "forgetting": {name: stream_metrics.forgetting(filled, name) for name in stream_metrics.FORGETTING},
+        "running_average": stream_metrics.running_average(filled).tolist(),
+        "class_names": list(stream.classes),
+        **last,
+    }
+
+
+def _minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def protocol(recipe: Any, stream: Stream) -> Figures:
+    """What a reader must know to compare the figures with others."""
+    plan = recipe.scenario
+    return {
+        "tasks": len(stream), "sizes": list(stream.sizes), "class_order": list(stream.class_order),
+        "schedule": plan.schedule, "epochs": plan.epochs,
+        "teacher_epochs": plan.teacher_side()[0], "batch": plan.batch_size, "drop_last": plan.drop_last,
+        "views": repr(recipe.views), "replay": "none: data of earlier tasks is never read",
+        "head_masking": "training: only the current task's classes; test: all classes seen, no task id",
+        "evaluated": "last epoch of each task, on the test split; nothing is chosen on it",
+        "query": plan.query, "optimiser": f"{plan.optim.name}, fresh in every task",
+        "interval": "95 %, of the test sample, not of seeds",
+        "forgetting_definitions": dict(stream_metrics.DEFINITIONS),
+    }  # fmt: skip
+
+
+def static(logits: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> Figures:
+    """Figures on one test set from predictions [N, C] of the student and, where there is one, the teacher.
+
+    Raises:
+        NonFiniteError: a prediction is NaN or infinite.
+    """
+    found: Figures = {"teacher": None, "fidelity": None}
+    for who, values in logits.items():
+        if not torch.isfinite(values).all():
+            raise NonFiniteError(f"the {who}'s predictions are not finite: lower scenario.optim.lr")
+        hits = int((values.argmax(1) == labels).sum())
+        found[who] = {
+            "accuracy": 100 * hits / len(labels),
+            "accuracy_interval": list(accuracy.wilson(hits, len(labels))),
+            "class_names": list(names),
+            **last_figures(values, labels),
+        }
+    if "teacher" in logits:
+        found["fidelity"] = likeness(logits["student"], logits["teacher"])
+    return found

@@ -1,0 +1,54 @@
+"""Preflight: whether data, teacher and student fit, asked before any weight is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from limbeck.engine.distillation import combine
+from limbeck.errors import ConfigError, ShapeError
+
+
+def has_teacher(recipe: Any) -> bool:
+    """Whether the recipe names a teacher."""
+    return type(recipe.teacher).__name__ != "NoTeacher"
+
+
+def named(recipe: Any) -> dict[str, Any]:
+    """The recipe's objectives by name; a second one of a kind gets a number."""
+    found: dict[str, Any] = {}
+    for objective in recipe.objective:
+        name = type(objective).__module__.rpartition(".")[2]
+        again = sum(key.rstrip("0123456789") == name for key in found)
+        found[f"{name}{again + 1}" if again else name] = objective
+    return found
+
+
+def inputs(recipe: Any) -> Any:
+    """The input format of the student: what all images are brought to."""
+    return recipe.student.input_spec()
+
+
+def check_networks(recipe: Any, *, classes: int) -> None:
+    """Raise if the networks cannot see the same images, or an objective lacks its teacher."""
+    needs = combine(named(recipe))
+    form = inputs(recipe)
+    if not has_teacher(recipe):
+        wants = [name for name, o in named(recipe).items() if o.needs().teacher_logits or o.needs().teacher]
+        if wants:
+            raise ConfigError(
+                f"objective {wants[0]!r} needs a teacher but teacher is none: name a teacher, or leave it out"
+            )
+        return
+    other = recipe.teacher.input_spec()
+    if (form.channels, form.size) != (other.channels, other.size):
+        raise ShapeError(
+            f"the teacher reads {other.channels} x {other.size} px images and the student "
+            f"{form.channels} x {form.size} px: choose networks of one input size"
+        )
+    if not needs.teacher_logits and not needs.teacher:
+        raise ConfigError(
+            f"teacher is {type(recipe.teacher).__name__} but no objective listens to it: add one such as kd, "
+            "or set teacher to none"
+        )
+    if classes < 2:
+        raise ConfigError(f"the data has {classes} class: distillation needs at least 2")

@@ -1,0 +1,234 @@
+"""A teacher and a student at work together: built, asked, captured, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.contracts import Batch, Net, Outputs, Selector, Spec
+from limbeck.data.batches import Batches
+from limbeck.engine import shared
+from limbeck.engine.capture import Captured, WithQuery, outputs_of, replayed, rows_of
+from limbeck.engine.distillation import Ask, Distillation, combine
+from limbeck.engine.fit import Source, autocast
+from limbeck.engine.run import Run
+from limbeck.engine.seeds import generator
+from limbeck.engine.state import module_hash
+from limbeck.objectives.labels import Labels
+from limbeck.scenarios.fit_together import has_teacher, named
+
+Window = tuple[int, int]
+
+
+class Pair:
+    """Both networks of a recipe, what is matched between them, and their caches.
+
+    Args:
+        recipe: names teacher, student, objectives and selector.
+        run: the run to work in; its ``modules`` are set here.
+        spec: what the networks are built for.
+        example: a batch for the dry run that sizes the objectives' adapters.
+        shared_query: whether the student's query also selects the teacher's prompts.
+    """
+
+    def __init__(
+        self, recipe: Any, run: Run, spec: Spec, example: Batch, *, shared_query: bool = True
+    ) -> None:
+        self.run, self.selector = run, recipe.selector
+        self.objectives = named(recipe)
+        self.needs = combine(self.objectives)
+        self.root = shared.cache_root(run)
+        self.teacher: Net | None
+        self.student, self.teacher = build_networks(
+            recipe, spec, run.seed, shared_query=shared_query, device=run.device
+        )
+        self.query_net = self.student if shared_query and self.student.query_dim is not None else None
+        self.query_hash = {} if self.query_net is None else hashes({"net": self.query_net})
+        self.learns = (
+            [] if self.teacher is None else [p for p in self.teacher.parameters() if p.requires_grad]
+        )
+        self.adapters = self._build_adapters(example.to(run.device))
+        run.modules = nn.ModuleDict({**self.nets(), "objectives": self.adapters})
+
+    def nets(self) -> dict[str, Net]:
+        """The networks by role."""
+        return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
+
+    @torch.no_grad()
+    def _build_adapters(self, example: Batch) -> nn.ModuleDict:
+        """The objectives, sized by what both networks give in a dry run."""
+        example = self.with_query(example)
+        taught = None
+        if self.teacher is not None:
+            taught = self.ask_live(example)
+        self.student.eval()
+        own = self.student(example, taps=self.needs.student, teacher=taught)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.run.derive("objectives"))
+            built = {name: o.build(own, taught or own) for name, o in self.objectives.items()}
+        return nn.ModuleDict(built).to(self.run.device)
+
+    # Steps
+
+    def teach(self, learns: bool) -> None:
+        """Let the teacher learn, or make it stand still."""
+        assert self.teacher is not None
+        for parameter in self.learns:
+            parameter.requires_grad_(learns)
+        self.teacher.train(learns)
+
+    def lesson(self, window: Window | None, *, keep: bool = False) -> Distillation:
+        """The teacher's own step: the labels. ``keep`` holds its outputs for a student's turn."""
+        assert self.teacher is not None
+        dummy = Outputs(torch.empty(1, 2))
+        return Distillation(
+            self.teacher,
+            {"labels": Labels().build(dummy, dummy)},
+            replace(self.needs, student=self.needs.teacher if keep else (), teacher=()),
+            window=window,
+            query=None if self.query_net is None else self.query_net.query,
+            keep=keep,
+        )
+
+    def distillation(self, window: Window | None, ask: Ask | None) -> Distillation:
+        """The student's step."""
+        return Distillation(
+            self.student,
+            dict(self.adapters.items()),
+            self.needs,
+            ask=ask,
+            selector=self.selector,
+            window=window,
+            query=self.student.query if self.student.query_dim is not None else None,
+        )
+
+    def ask_live(self, batch: Batch) -> Outputs:
+        """What the teacher says to a batch that carries the shared query."""
+        assert self.teacher is not None
+        self.teacher.eval()
+        told = batch if self.query_net is not None else replace(batch, query=None)
+        outputs: Outputs = self.teacher(told, taps=self.needs.teacher)
+        return outputs.detach()
+
+    def with_query(self, batch: Batch) -> Batch:
+        """The batch with the student's query."""
+        if self.student.query_dim is None or batch.query is not None:
+            return batch
+        return replace(batch, query=self.student.query(batch.inputs))
+
+    # Sources and caches
+
+    def source(self, batches: Batches, selector: Selector | None = None) -> Source:
+        """The batches that a stage goes over: selected, and with query features read from disk where
+        views are replayed."""
+        chosen: Source = batches if selector is None else Selected(batches, selector, self.run)
+        net = self.student
+        if net.query_dim is None or not self._caches(batches):
+            return chosen
+
+        def ask(batch: Batch) -> dict[str, Tensor]:
+            with autocast(self.run):
+                return {"query": net.query(batch.inputs)}
+
+        key = {"what": "query", "net": hashes({"net": net}), "precision": self.run.settings.precision}
+        return WithQuery(chosen, Captured(self.root, lambda: key, batches, ask, device=self.run.device))
+
+    def captured_teacher(self, batches: Batches, epochs: int) -> Captured | None:
+        """The teacher's outputs on disk, where that pays: views replayed fewer times than epochs."""
+        teacher, settings, views = self.teacher, self.run.settings, replayed(batches)
+        if teacher is None or views is None or not settings.cache or views >= epochs:
+            return None
+
+        def key() -> dict[str, Any]:
+            return {
+                "what": "teacher", "net": module_hash(teacher), "taps": self.needs.teacher,
+                "query": self.query_hash, "precision": settings.precision,
+            }  # fmt: skip
+
+        def ask(batch: Batch) -> dict[str, Tensor]:
+            with autocast(self.run):
+                return rows_of(self.ask_live(self.with_query(batch)))
+
+        dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
+        folder = self.run.folder / "cache"
+        return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype)
+
+    def _caches(self, batches: Batches) -> bool:
+        return self.run.settings.cache and replayed(batches) is not None
+
+    # Measuring
+
+    @torch.no_grad()
+    def answers(self, sources: Sequence[Source], classes: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Predictions [N, classes] of each network over ``sources`` in one pass, and the labels [N]."""
+        nets = self.nets()
+        said: dict[str, list[Tensor]] = {name: [] for name in nets}
+        labels = []
+        for net in nets.values():
+            net.eval()
+        for source in sources:
+            for batch in source.epoch(0):
+                labels.append(batch.labels)
+                with autocast(self.run):
+                    moved = self.with_query(batch.to(self.run.device))
+                    for name, net in nets.items():
+                        own = net is self.student or self.query_net is not None
+                        told = moved if own else replace(moved, query=None)
+                        said[name].append(net.predict(net(told))[:, :classes].float().cpu())
+        return {name: torch.cat(parts) for name, parts in said.items()}, torch.cat(labels)
+
+
+class Selected:
+    """Batches over what a selector finds worth a step in each epoch."""
+
+    def __init__(self, batches: Batches, selector: Selector, run: Run) -> None:
+        self.batches, self.selector, self.run = batches, selector, run
+        self.steps = self._part(0).steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from step ``start`` on."""
+        return self._part(epoch).epoch(epoch, start)
+
+    def _part(self, epoch: int) -> Batches:
+        index = self.batches.index
+        draws = self.run.generator("selector", self.batches.seed, epoch)
+        chosen = self.selector.indices(index, self.batches.labels[index], epoch, draws)
+        return self.batches if chosen is index else self.batches.subset(chosen)
+
+
+def build_networks(
+    recipe: Any, spec: Spec, seed: int, *, shared_query: bool = True, device: torch.device | str = "cpu"
+) -> tuple[Net, Net | None]:
+    """Student and teacher, built from ``seed``; the student is introduced to its teacher."""
+    student: Net = recipe.student.build(spec, generator(seed, "student")).to(device)
+    if not has_teacher(recipe):
+        return student, None
+    dim = student.query_dim if shared_query else None
+    wanted = replace(spec, query_dim=dim)
+    teacher: Net = recipe.teacher.build(wanted, generator(seed, "teacher")).to(device)
+    student.attach_teacher(teacher)
+    return student, teacher
+
+
+def constants(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The parts that must not move, by a name that a message can use."""
+    return {
+        f"{name}.{path}".rstrip("."): part
+        for name, net in nets.items()
+        for path, part in net.named_modules()
+        if getattr(part, "constant", False)
+    }
+
+
+def hashes(nets: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Hashes of the constant parts."""
+    return {name: module_hash(part) for name, part in constants(nets).items()}
+
+
+def remembered(captured: Captured) -> Ask:
+    """A teacher that answers from what was captured."""
+    return lambda batch: outputs_of(captured(batch))
