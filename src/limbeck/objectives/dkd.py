@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ class DKD(Objective):
     warm-up.
 
     Attributes:
+        zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
         weight: factor of both terms, >= 0.
         alpha: factor of the target part (TCKD), >= 0.
         beta: factor of the non-target part (NCKD), >= 0; 2 or 6 for some pairs of the paper.
@@ -32,6 +34,8 @@ class DKD(Objective):
 
     Source: Zhao et al., CVPR 2022 (arXiv 2203.08679), eq. 7; warm-up of the official code (mdistiller).
     """
+
+    zero_at_teacher: ClassVar[bool] = True
 
     weight: float = 1.0
     alpha: float = 1.0

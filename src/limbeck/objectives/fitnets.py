@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ class FitNets(Objective):
     continual distillation (arXiv 2407.13911) it is 0.1.
 
     Attributes:
+        zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
         weight: factor of the term, >= 0.
         student_tap: module path of the student's feature.
         teacher_tap: module path of the teacher's feature.
@@ -35,6 +37,8 @@ class FitNets(Objective):
     reference codes.
     Differs: one stage, the hint beside the other terms from the start (as both codes do), not hints first.
     """
+
+    zero_at_teacher: ClassVar[bool] = False
 
     weight: float = 100.0
     student_tap: str = "blocks.-1"

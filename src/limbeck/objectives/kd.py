@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ class KD(Objective):
     continual distillation (arXiv 2407.13911) both weigh 0.5 and the temperature is 2.
 
     Attributes:
+        zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
         weight: factor of the term, >= 0.
         temperature: T > 0; the term carries T².
 
@@ -30,6 +32,8 @@ class KD(Objective):
     Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2; constants of the mdistiller
     reference code (CIFAR-100).
     """
+
+    zero_at_teacher: ClassVar[bool] = True
 
     weight: float = 0.9
     temperature: float = 4.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class Labels(Objective):
     ``terms`` reads ``student.logits`` [B, C] and ``batch.labels`` [B] in 0 .. C - 1; no teacher.
 
     Attributes:
+        zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
         weight: factor of the term, >= 0.
         smoothing: share of the target spread evenly over all classes, in [0, 1).
 
@@ -27,6 +29,8 @@ class Labels(Objective):
 
     Source: label smoothing: Szegedy et al., CVPR 2016 (arXiv 1512.00567), section 7.
     """
+
+    zero_at_teacher: ClassVar[bool] = False
 
     weight: float = 1.0
     smoothing: float = 0.0

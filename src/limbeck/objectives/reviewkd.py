@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class ReviewKD(Objective):
     12 blocks, no warm-up.
 
     Attributes:
+        zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
         weight: factor of the term, >= 0; 1 to 10 by pair in the paper.
         blocks: how many last blocks (``blocks.-1`` ..) are tapped where the taps are not given; a network
             with fewer says so.
@@ -41,6 +43,8 @@ class ReviewKD(Objective):
     Source: maps: Chen et al., CVPR 2021 (arXiv 2104.09044), sections 3.2 and 3.3, with the constants of the
     official code; tokens: Zhang, Guo, Xiang 2024 (arXiv 2407.13911), official code, models/zoo.py.
     """
+
+    zero_at_teacher: ClassVar[bool] = False
 
     weight: float = 1.0
     blocks: int = 12

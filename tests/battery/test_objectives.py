@@ -1,0 +1,172 @@
+"""What every objective must keep, whatever it matches: a new file in ``objectives/`` is tested at once.
+
+The outputs are made up: logits of a student with two heads and of a teacher, and token features of different
+widths at every tap that the objective names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limbeck import registry
+from limbeck.contracts import Batch, Objective, Outputs, Progress
+
+BATCH, CLASSES, TOKENS, OWN_WIDTH, OTHER_WIDTH = 6, 5, 4, 8, 12
+AT = Progress(step=3, steps=40, epoch=1, epochs=4, task=1, tasks=2)
+
+pytestmark = pytest.mark.parametrize("name", registry.names("objectives"))
+
+
+def make(name: str) -> Objective:
+    found: Objective = registry.get("objectives", name)()
+    return found
+
+
+def batch(order: Tensor | None = None) -> Batch:
+    order = torch.arange(BATCH) if order is None else order
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(BATCH, 3, 4, 4, generator=generator)
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+    return Batch(inputs=inputs[order], labels=labels[order], index=order, view=0 * order)
+
+
+def outputs(seed: int, taps: tuple[str, ...], width: int, *, heads: int, grad: bool = False) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    logits = [2 * torch.randn(BATCH, CLASSES, generator=generator) for _ in range(heads)]
+    features = {tap: torch.randn(BATCH, TOKENS, width, generator=generator) for tap in taps}
+    for leaf in (*logits, *features.values()):
+        leaf.requires_grad_(grad)
+    return Outputs(*logits, features=features)
+
+
+def student(objective: Objective, *, grad: bool = False) -> Outputs:
+    return outputs(1, objective.needs().student, OWN_WIDTH, heads=2, grad=grad)
+
+
+def teacher(objective: Objective, *, grad: bool = False) -> Outputs:
+    return outputs(2, objective.needs().teacher, OTHER_WIDTH, heads=1, grad=grad)
+
+
+def build(objective: Objective) -> nn.Module:
+    torch.manual_seed(0)
+    return objective.build(student(objective), teacher(objective))
+
+
+def changed(given: Outputs, change: object) -> Outputs:
+    """``given`` with every tensor put through ``change``."""
+    assert callable(change)
+    soft = None if given.soft_logits is None else change(given.soft_logits)
+    features = {tap: change(x) for tap, x in given.features.items()}
+    return replace(given, logits=change(given.logits), soft_logits=soft, features=features)
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def test_terms_are_finite_scalars_with_names(name: str) -> None:
+    objective = make(name)
+    terms = build(objective)(student(objective), teacher(objective), batch(), AT)
+    assert terms
+    for term in terms.values():
+        assert term.shape == ()
+        assert torch.isfinite(term)
+
+
+def test_gradient_reaches_the_student_and_never_the_teacher(name: str) -> None:
+    objective = make(name)
+    module, own, other = build(objective), student(objective, grad=True), teacher(objective, grad=True)
+    total(module(own, other, batch(), AT)).backward()
+    assert all(x.grad is None for x in (other.logits, *other.features.values()))
+    read = [own.features[tap] for tap in objective.needs().student] or [own.logits, own.soft_logits]
+    learns = [x.grad is not None and bool(x.grad.abs().max() > 0) for x in read if x is not None]
+    assert all(learns) if objective.needs().student else any(learns)
+    orphans = [n for n, p in module.named_parameters() if p.grad is None]
+    assert not orphans
+
+
+def test_order_of_the_batch_does_not_matter(name: str) -> None:
+    objective = make(name)
+    module, order = build(objective), torch.tensor([3, 0, 5, 1, 4, 2])
+    plain = module(student(objective), teacher(objective), batch(), AT)
+    own, other = (changed(x, lambda t: t[order]) for x in (student(objective), teacher(objective)))
+    shuffled = module(own, other, batch(order), AT)
+    for term in plain:
+        torch.testing.assert_close(shuffled[term], plain[term])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_finite_float32_terms(name: str, dtype: torch.dtype) -> None:
+    objective = make(name)
+    own, other = (changed(x, lambda t: t.to(dtype)) for x in (student(objective), teacher(objective)))
+    for term in build(objective)(own, other, batch(), AT).values():
+        assert term.dtype == torch.float32
+        assert torch.isfinite(term)
+
+
+def test_sample_weights_count(name: str) -> None:
+    objective = make(name)
+    module, own, other = build(objective), student(objective), teacher(objective)
+    plain = module(own, other, batch(), AT)
+    ones = module(own, other, replace(batch(), weight=torch.ones(BATCH)), AT)
+    none = module(own, other, replace(batch(), weight=torch.zeros(BATCH)), AT)
+    for term in plain:
+        torch.testing.assert_close(ones[term], plain[term])
+        assert none[term] == 0
+
+
+def test_value_where_student_equals_teacher_is_as_stated(name: str) -> None:
+    objective = make(name)
+    stated = type(objective).__dict__["zero_at_teacher"]
+    other = teacher(objective)
+    own = replace(other, features=student(objective).features if objective.needs().student else {})
+    value = total(build(objective)(own, other, batch(), AT))
+    assert (abs(value.item()) < 1e-5) == stated
+
+
+def test_state_goes_through_a_dictionary(name: str) -> None:
+    objective = make(name)
+    module, copy = build(objective), objective.build(student(objective), teacher(objective))
+    copy.load_state_dict(module.state_dict(), strict=True)
+    plain = module(student(objective), teacher(objective), batch(), AT)
+    again = copy(student(objective), teacher(objective), batch(), AT)
+    assert all(torch.equal(plain[term], again[term]) for term in plain)
+
+
+def test_the_same_seed_builds_the_same(name: str) -> None:
+    objective = make(name)
+    first, second = build(objective).state_dict(), build(objective).state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_fields_are_the_whole_configuration(name: str) -> None:
+    objective = make(name)
+    assert type(objective)(**dataclasses.asdict(objective)) == objective
+    assert hash(objective) == hash(make(name))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        objective.weight = 2  # type: ignore[attr-defined]
+
+
+def test_docstring_is_complete(name: str) -> None:
+    cls = type(make(name))
+    text = inspect.getdoc(cls) or ""
+    assert text.splitlines()[0].endswith(".")
+    assert "Source:" in text
+    missing = [f.name for f in dataclasses.fields(cls) if f"{f.name}:" not in text]
+    assert not missing
+
+
+def test_no_value_is_read_back_in_a_step(name: str) -> None:
+    """On the meta device there are no values: a read (``item``, ``if tensor``) would raise."""
+    objective = make(name)
+    module = build(objective).to("meta")
+    own, other = (changed(x, lambda t: t.to("meta")) for x in (student(objective), teacher(objective)))
+    for term in module(own, other, batch().to("meta"), AT).values():
+        assert term.is_meta
