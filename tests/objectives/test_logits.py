@@ -50,7 +50,7 @@ def test_columns_outside_the_task_get_exactly_zero_gradient(soft: Objective, two
 
 
 def test_only_the_heads_are_told_apart_by_the_weights() -> None:
-    """Weight 0 of the soft term leaves the KD head without gradient; weight 0 of the labels the class head."""
+    """Soft weight 0 leaves the KD head without gradient; labels weight 0 the class head."""
     for share in (0.0, 1.0):
         logits, soft = draw(0, 4, CLASSES).requires_grad_(), draw(1, 4, CLASSES).requires_grad_()
         both = [Labels(weight=1 - share), KD(weight=share, temperature=2)]
