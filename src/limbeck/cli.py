@@ -14,6 +14,8 @@ from cyclopts import App, CycloptsError, Parameter
 from limbeck.errors import Interrupted, LimbeckError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from limbeck.api import Result
 
 Json = Annotated[bool, Parameter(name="--json", negative=())]
@@ -44,12 +46,12 @@ def run(
         recipe: A name that `limbeck list recipes` shows, or a .yaml file.
         sets: Override a field: path.to.field=value; may be repeated.
         seed: Replace the recipe's seed.
-        out: Folder of the run; runs/NAME by default.
+        out: Folder of the run; runs/NAME-sSEED by default.
         as_json: Print the result as JSON.
     """
     from limbeck import api
 
-    _finish(api.run(recipe, sets=sets, seed=seed, out=out), as_json)
+    _finish(api.run(recipe, sets, seed=seed, out=out, quiet=as_json), as_json)
 
 
 @app.command
@@ -62,7 +64,7 @@ def resume(run: Path, /, *, as_json: Json = False) -> None:
     """
     from limbeck import api
 
-    _finish(api.resume(run), as_json)
+    _finish(api.resume(run, quiet=as_json), as_json)
 
 
 @app.command(name="list")
@@ -100,6 +102,7 @@ def compare(
     *,
     baseline: str | None = None,
     plot: Path | None = None,
+    mixed: Annotated[bool, Parameter(negative=())] = False,
     as_json: Json = False,
 ) -> None:
     """Tabulate runs: mean and spread over seeds, differences from a baseline.
@@ -107,12 +110,15 @@ def compare(
     Args:
         runs: Folders of finished runs.
         baseline: The method that others are set against, seed by seed.
-        plot: Draw the comparison into this .png or .svg file.
+        plot: Draw the comparison into this .png, .svg or .pdf file.
+        mixed: Allow runs on different data or streams.
         as_json: Print the table as JSON.
     """
-    from limbeck import api
+    from limbeck.report.compare import compare as set_side_by_side
 
-    compared = api.compare(runs, baseline=baseline, plot=plot)
+    compared = set_side_by_side(runs, baseline=baseline, mixed=mixed)
+    if plot is not None:
+        compared.plot(plot)
     _print(compared.data, compared.text, as_json)
 
 
@@ -191,12 +197,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _finish(result: Result, as_json: bool) -> None:
+    from rich.console import Group
+
     from limbeck.report.summary import summary
 
-    _print(result.data, summary(result.data), as_json)
+    page = result.folder / "report.html"
+    said = {"folder": str(result.folder), **result.data}
+    _print(said, Group(summary(result.data), "", f"report: {page}"), as_json)
 
 
-def _print(data: object, text: object, as_json: bool) -> None:
+def _print(data: object, text: RenderableType, as_json: bool) -> None:
     if as_json:
         import json
 
@@ -204,4 +214,4 @@ def _print(data: object, text: object, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        Console(soft_wrap=True, highlight=False).print(text, markup=False)
+        Console(highlight=False, soft_wrap=False).print(text, markup=False)
