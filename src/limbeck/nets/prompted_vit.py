@@ -61,8 +61,9 @@ class PromptedViT(Net):
     ) -> None:
         super().__init__()
         width = backbone.embed_dim
-        self.backbone: Any = backbone
-        self.backbone.requires_grad_(False).eval().constant = True
+        frozen: Any = backbone.requires_grad_(False).eval()
+        frozen.constant = True
+        self.backbone = frozen
         self.prompts, self.kd_prompts, self.share = prompts, kd_prompts, share
         reads = prompts.needs_query or prompt_map is not None
         self.query_dim = (width if query_dim is None else query_dim) if reads else None

@@ -52,10 +52,10 @@ class TaskPrompts(nn.Module):
         head: which head belongs to the method.
     """
 
-    needs_query: ClassVar[bool] = False
+    needs_query: bool = False
     additive: ClassVar[bool] = False
     head: ClassVar[HeadKind] = "linear"
-    reads_prompts: bool = False
+    reads_prompts: ClassVar[bool] = False
 
     def __init__(self, tasks: int, width: int, blocks: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class TaskPrompts(nn.Module):
         self.task_count: Tensor
         self.register_buffer("task_count", torch.zeros((), dtype=torch.int64))
         add_hook: Any = self.register_load_state_dict_post_hook
-        add_hook(_restore_task)
+        add_hook(_restore)
 
     def start_task(self, task: int, generator: torch.Generator) -> None:
         """Make ``task`` the current one. Asking for the current task again changes nothing.
@@ -89,13 +89,17 @@ class TaskPrompts(nn.Module):
     def finish_task(self) -> None:
         """Settle what the current task has learned, before it teaches or is tested."""
 
+    def restore(self) -> None:
+        """Mirror the counters that were loaded."""
+        self.task = int(self.task_count)
+
     def forward(self, query: Tensor) -> PromptSet:
         """The prompts for ``query`` [B, d]; training or evaluation by ``self.training``."""
         return PromptSet()
 
 
-def _restore_task(module: Any, _keys: Any) -> None:
-    module.task = int(module.task_count)
+def _restore(module: Any, _keys: Any) -> None:
+    module.restore()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,3 +136,16 @@ def check_even(length: int, where: str) -> None:
         raise ConfigError(
             f"{where} is {length} but must be even and not negative: half are keys, half are values"
         )
+
+
+def check_range(bounds: tuple[float, float], where: str) -> None:
+    """Raise ``ConfigError`` unless ``bounds`` are a low and a higher number."""
+    low, high = bounds
+    if not low < high:
+        raise ConfigError(f"{where} is {list(bounds)} but must be a low and a higher number")
+
+
+def uniform(shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A tensor drawn evenly from ``bounds``."""
+    low, high = bounds
+    return torch.rand(shape, generator=generator) * (high - low) + low
