@@ -76,7 +76,9 @@ def calibration(rng: np.random.Generator, classes: int, accuracy: float) -> dict
     }
 
 
-def events(rng: np.random.Generator, tasks: int, steps: int, student: Any, teacher: Any) -> list[dict[str, Any]]:
+def events(
+    rng: np.random.Generator, tasks: int, steps: int, student: Any, teacher: Any
+) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for task in range(tasks):
         for who in ("teacher", "student"):
@@ -90,12 +92,20 @@ def events(rng: np.random.Generator, tasks: int, steps: int, student: Any, teach
                 line |= {"step": step, "loss": sum(terms.values()), "terms": terms, "lr": 0.01 * left}
                 lines.append(line | {"seconds": 0.02, "teacher_share": 0.21})
                 if who == "student" and step % 20 == 0:
-                    shares = {"labels": 0.62 - 0.2 * step / steps, "kd": 0.375 + 0.2 * step / steps, "prompt": 0.005}
+                    shares = {
+                        "labels": 0.62 - 0.2 * step / steps,
+                        "kd": 0.375 + 0.2 * step / steps,
+                        "prompt": 0.005,
+                    }
                     stage = {"event": "gradient_share", "stage": f"task{task}/{who}", "step": step}
                     lines.append(stage | {"shares": shares})
         for who, rows in (("teacher", teacher), ("student", student)):
-            lines.append({"event": "evaluation", "task": task, "who": who, "accuracy": rows[task][: task + 1]})
-    lines.append({"event": "warning", "text": "task0/student: the term 'prompt' carries 0.5 % of the gradient"})
+            lines.append(
+                {"event": "evaluation", "task": task, "who": who, "accuracy": rows[task][: task + 1]}
+            )
+    lines.append(
+        {"event": "warning", "text": "task0/student: the term 'prompt' carries 0.5 % of the gradient"}
+    )
     return lines
 
 
@@ -132,10 +142,13 @@ def write_continual(
     tutor["key_accuracy"] = [float(v) for v in rng.uniform(60, 95, tasks)]
     gap = [b - a for a, b in zip(student_rows[-1], teacher_rows[-1], strict=True)]  # type: ignore[operator]
     over = [b - a for a, b in zip(figures["running_average"], tutor["running_average"], strict=True)]
-    stages = {f"task{t}/{who}": float(rng.uniform(4, 9)) for t in range(tasks) for who in ("teacher", "student")}
+    stages = {
+        f"task{t}/{who}": float(rng.uniform(4, 9)) for t in range(tasks) for who in ("teacher", "student")
+    }
     protocol = {
         "tasks": tasks, "class_order": rng.permutation(classes).tolist(), "sizes": [per_task] * tasks,
-        "batch": 50, "epochs": 40, "views": {"count": 4, "crop": 0.8}, "head_masking": "train: current task; test: none",
+        "batch": 50, "epochs": 40, "views": {"count": 4, "crop": 0.8},
+        "head_masking": "train: current task; test: none",
         "evaluated": "last epoch", "forgetting_definitions": DEFINITIONS,
     }  # fmt: skip
     result = {
@@ -150,17 +163,21 @@ def write_continual(
     config = {
         "name": recipe, "seed": seed, "data": {"name": data},
         "student": {"name": "prompted_vit", "backbone": "limbeck-glyphs-s", "kd_prompts": {"length": 6}},
-        "objective": [{"name": "labels", "weight": 0.5}, {"name": "kd", "weight": 0.5, "temperature": temperature}],
+        "objective": [{"name": "labels", "weight": 0.5}, {"name": "kd", "temperature": temperature}],
         "scenario": {"name": "continual", "tasks": tasks, "epochs": 40},
         "versions": VERSIONS,
     }  # fmt: skip
     lines = events(rng, tasks, steps, student_rows, teacher_rows)
     if not teacher:
-        lines = [e for e in lines if e.get("who") != "teacher" and not str(e.get("stage")).endswith("teacher")]
+        lines = [
+            e for e in lines if e.get("who") != "teacher" and not str(e.get("stage")).endswith("teacher")
+        ]
     return write(folder, config, result if finished else None, lines[:upto])
 
 
-def write_static(folder: Path, *, recipe: str = "kd", seed: int = 0, classes: int = 10, accuracy: float = 91.0) -> Path:
+def write_static(
+    folder: Path, *, recipe: str = "kd", seed: int = 0, classes: int = 10, accuracy: float = 91.0
+) -> Path:
     """A run of the scenario ``static``."""
     rng = np.random.default_rng([seed, classes])
     lines = [e for e in events(rng, 1, 300, [[accuracy]], [[96.0]]) if e["event"] != "evaluation"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -282,7 +283,7 @@ def thin(piece: Sequence[Point], most: int) -> tuple[list[Point], list[tuple[flo
     if len(piece) <= most:
         return list(piece), []
     edges = [round(i * len(piece) / most) for i in range(most + 1)]
-    runs = [piece[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    runs = [piece[a:b] for a, b in pairwise(edges) if b > a]
     means = [(sum(x for x, _ in r) / len(r), sum(y for _, y in r) / len(r)) for r in runs]
     ranges = [
         (x, min(y for _, y in run), max(y for _, y in run)) for (x, _), run in zip(means, runs, strict=True)

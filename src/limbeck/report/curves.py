@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,29 +17,31 @@ MOST_NAMED = 24
 TOTAL = "total"
 
 
+Place = tuple[str, str]
+"""A task's part of a role's curve: (``task3``, ``student``)."""
+
+
 @dataclass
 class Track:
-    """What one role (teacher, student) logged over its stages, laid end to end.
+    """What one role (teacher, student) logged, its stages laid end to end.
 
     Attributes:
-        pieces: by name, one piece of curve for each stage.
+        pieces: by term, one piece of curve for each stage.
         starts: where each stage begins, and its task; no name where tasks are too many to name.
-        length: steps so far.
     """
 
     pieces: dict[str, list[list[Point]]] = field(default_factory=dict)
     starts: list[tuple[float, str]] = field(default_factory=list)
-    length: float = 0.0
 
 
-def role_of(stage: str) -> str:
-    """Who learns in a stage: ``task3/student`` -> ``student``."""
-    return stage.rpartition("/")[2]
+def place_of(stage: str, term: str = "") -> Place:
+    """The task and the role of a term: a stage in which both learn names the role before the term.
 
-
-def task_of(stage: str) -> str:
-    """The task of a stage, in short: ``task3/student`` -> ``3``; empty where it has none."""
-    return stage.rpartition("/")[0].removeprefix("task")
+    ``task3/student``, ``kd`` -> (``task3``, ``student``); ``task3/joint``, ``teacher/labels`` ->
+    (``task3``, ``teacher``).
+    """
+    task, _, role = stage.rpartition("/")
+    return task, term.rpartition("/")[0] or role
 
 
 def term_charts(run: Run) -> tuple[dict[str, list[Chart]], list[str]]:
@@ -48,7 +50,7 @@ def term_charts(run: Run) -> tuple[dict[str, list[Chart]], list[str]]:
     The total stands first where it has more than one term.
     """
     steps = list(run.of("step"))
-    tracks, holes = _tracks(steps, _terms, _lengths(steps))
+    tracks, holes = _tracks(steps, _terms, _layout(steps))
     drawn = {}
     for role, track in tracks.items():
         css = "teacher" if role == "teacher" else "student"
@@ -60,7 +62,7 @@ def term_charts(run: Run) -> tuple[dict[str, list[Chart]], list[str]]:
 
 def share_charts(run: Run) -> dict[str, Chart]:
     """Each term's share of the norm of the gradient in percent, one chart a role."""
-    tracks, _ = _tracks(list(run.of("gradient_share")), _shares, _lengths(list(run.of("step"))))
+    tracks, _ = _tracks(list(run.of("gradient_share")), _shares, _layout(list(run.of("step"))))
     drawn = {}
     for role, track in tracks.items():
         series = [_series(name, f"c{i % COLOURS}", track) for i, name in enumerate(track.pieces)]
@@ -71,45 +73,51 @@ def share_charts(run: Run) -> dict[str, Chart]:
 
 
 def _terms(event: Event) -> dict[str, float | None]:
-    return {TOTAL: event.get("loss"), **event.get("terms", {})}
+    """The terms of a step, and their sum where one role alone learns."""
+    terms = event["terms"]
+    return terms if any("/" in name for name in terms) else {TOTAL: event["loss"], **terms}
 
 
 def _shares(event: Event) -> dict[str, float | None]:
     return {name: None if share is None else 100 * share for name, share in event["shares"].items()}
 
 
-def _lengths(steps: Sequence[Event]) -> dict[str, int]:
-    """How many steps each stage took: what is logged now and then is laid on the same axis."""
-    lengths: dict[str, int] = {}
+def _layout(steps: Sequence[Event]) -> dict[Place, float]:
+    """Where each stage begins on its role's axis: what is logged now and then is laid on the same one."""
+    lengths: dict[Place, int] = {}
     for event in steps:
-        stage = str(event["stage"])
-        lengths[stage] = max(lengths.get(stage, 0), int(event["step"]) + 1)
-    return lengths
+        for place in {place_of(str(event["stage"]), name) for name in _terms(event)}:
+            lengths[place] = max(lengths.get(place, 0), int(event["step"]) + 1)
+    starts, ends = {}, defaultdict[str, float](float)
+    for (task, role), length in lengths.items():
+        starts[task, role] = ends[role]
+        ends[role] += length
+    return starts
 
 
 def _tracks(
-    events: Sequence[Event], read: Callable[[Event], dict[str, float | None]], lengths: Mapping[str, int]
+    events: Sequence[Event], read: Callable[[Event], dict[str, float | None]], starts: Mapping[Place, float]
 ) -> tuple[dict[str, Track], list[str]]:
     """The events laid end to end by role, and a line for each term that was not finite somewhere."""
-    tracks: dict[str, Track] = {}
+    pieces: dict[tuple[Place, str], list[Point]] = {}
     holes: Counter[tuple[str, str]] = Counter()
-    by_stage: dict[str, list[Event]] = {}
     for event in events:
-        by_stage.setdefault(str(event["stage"]), []).append(event)
-    for stage, logged in by_stage.items():
-        track = tracks.setdefault(role_of(stage), Track())
-        start = track.length
-        pieces: dict[str, list[Point]] = {}
-        for event in logged:
-            for name, value in read(event).items():
-                if value is None or not math.isfinite(value):
-                    holes[stage, name] += 1
-                else:
-                    pieces.setdefault(name, []).append((start + event["step"], value))
-        for name, piece in pieces.items():
-            track.pieces.setdefault(name, []).append(piece)
-        track.starts.append((start, task_of(stage) if len(by_stage) <= MOST_NAMED else ""))
-        track.length = start + lengths.get(stage, 1)
+        for name, value in read(event).items():
+            place = place_of(str(event["stage"]), name)
+            if place not in starts:
+                continue
+            if value is None or not math.isfinite(value):
+                holes[str(event["stage"]), name] += 1
+            else:
+                piece = pieces.setdefault((place, name.rpartition("/")[2]), [])
+                piece.append((starts[place] + event["step"], value))
+    tracks: dict[str, Track] = {}
+    for ((_, role), name), piece in pieces.items():
+        tracks.setdefault(role, Track()).pieces.setdefault(name, []).append(piece)
+    few = len(starts) <= MOST_NAMED
+    for (task, role), start in starts.items():
+        if role in tracks:
+            tracks[role].starts.append((start, task.removeprefix("task") if few else ""))
     return tracks, [
         f"{stage}: the term {name!r} was not finite at {n} logged steps; the curve leaves them out"
         for (stage, name), n in holes.items()

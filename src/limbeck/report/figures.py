@@ -64,9 +64,9 @@ def number(value: float | None, unit: Unit) -> str:
         return str(value)
     match unit:
         case "%":
-            return f"{value:.1f} %"
+            return f"{value:z.1f} %"
         case "points":
-            return f"{value:.1f}"
+            return f"{value:z.1f}"
         case "ms":
             return f"{value:.3g} ms"
         case "count":
@@ -154,7 +154,9 @@ def forgetting(definition: str, meaning: str = "") -> Figure:
 
 def of_teacher(figure: Figure) -> Figure:
     """The same figure of the teacher; what compares the two (agreement, KL, CKA) has none."""
-    return replace(figure, path=figure.path.replace("student.", "teacher.", 1).replace("fidelity.", "teacher.", 1))
+    return replace(
+        figure, path=figure.path.replace("student.", "teacher.", 1).replace("fidelity.", "teacher.", 1)
+    )
 
 
 def figures_of(result: Mapping[str, Any]) -> tuple[Figure, ...]:

@@ -1,4 +1,4 @@
-"""Matrices as the page shows them: cells with a depth of colour, or a map where cells are too many to read."""
+"""Matrices as the page shows them: a table of coloured cells, or a map where cells are too many to read."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _cells(
 
 
 def _levels(counts: Sequence[Sequence[int]]) -> tuple[tuple[int, str], ...]:
-    """One path for each depth of colour: a hundred classes cost some hundred kilobytes less than rectangles."""
+    """One path for each depth of colour: far smaller than a rectangle for each cell."""
     paths: dict[int, list[str]] = defaultdict(list)
     for true, row in enumerate(counts):
         total = sum(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -10,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from limbeck.metrics.continual import DEFINITIONS, FORGETTING, forgetting, running_average
@@ -66,7 +66,7 @@ def page(run: Run) -> str:
         shares=share_charts(run),
         warnings=[str(e["text"]) for e in run.of("warning")] + gaps,
         cost=_versus(result, figures.COST),
-        stages=_stages(result),
+        stages=_stages(run),
         duration=figures.duration,
     )  # fmt: skip
 
@@ -153,14 +153,15 @@ def _matrices(run: Run) -> list[dict[str, Any]]:
 
 def _over_tasks(run: Run) -> list[charts.Chart]:
     """Accuracy, forgetting and the gap as the stream goes on."""
-    known = {who: matrix for who in WHO if (matrix := _matrix(run, who))}
-    running = {who: running_average(matrix) for who, matrix in known.items()}
+    # None above the diagonal becomes NaN, which the metrics never read.
+    filled = {who: np.array(m, dtype=np.float64) for who in WHO if (m := _matrix(run, who))}
+    running = {who: running_average(matrix) for who, matrix in filled.items()}
     title = "Average accuracy so far"
     drawn = [_task_chart(title, running, "accuracy, %", (0.0, 100.0), " %")]
     for name in FORGETTING:
         lost = {
-            who: [forgetting([row[:t] for row in matrix[:t]], name) for t in range(1, len(matrix) + 1)]
-            for who, matrix in known.items()
+            who: [forgetting(matrix[:t, :t], name) for t in range(1, len(matrix) + 1)]
+            for who, matrix in filled.items()
         }
         drawn.append(_task_chart(f"Forgetting ({name})", lost, "points"))
     gap = lookup(run.result or {}, "fidelity.gap_per_task") or []
@@ -182,7 +183,12 @@ def _task_chart(
     unit: str = " points",
 ) -> charts.Chart | None:
     series = [
-        charts.Series(who, who if who in WHO else "student", (tuple((float(t + 1), y) for t, y in enumerate(values)),), marks=True)
+        charts.Series(
+            who,
+            who if who in WHO else "student",
+            (tuple((float(t + 1), y) for t, y in enumerate(values)),),
+            marks=True,
+        )
         for who, values in lines.items()
     ]
     return charts.line_chart(
@@ -234,13 +240,14 @@ def _reliability(result: Mapping[str, Any]) -> list[charts.Chart]:
     return [chart for chart in drawn if chart is not None]
 
 
-def _stages(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _stages(run: Run) -> list[dict[str, Any]]:
     """Seconds of each stage, with its part of the longest for the bar."""
-    seconds = {name: float(s) for name, s in (lookup(result, "time.stages") or {}).items() if math.isfinite(s)}
+    seconds: Mapping[str, float] = lookup(run.result or {}, "time.stages") or {}
+    reused = {event["stage"] for event in run.of("teacher_reused")}
     longest = max(seconds.values(), default=0.0) or 1.0
     return [
         {
-            "name": name,
+            "name": f"{name}, from an earlier run" if name in reused else name,
             "seconds": figures.duration(value),
             "part": round(100 * value / longest, 1),
             "who": "teacher" if name.endswith("teacher") else "student",

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from limbeck import plain
 from limbeck.errors import DataError
 
 Event = Mapping[str, Any]
@@ -59,18 +58,14 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         DataError: the folder is no run's, or a file in it is damaged.
+        ConfigError: its recipe.yaml is damaged.
     """
     folder = Path(folder)
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise DataError(f"{folder} is no run folder: recipe.yaml is missing; name a folder that a run wrote")
     text = recipe.read_text(encoding="utf-8")
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"{recipe} is damaged: {_one_line(error)}; run the recipe again") from None
-    if not isinstance(fields, dict):
-        raise DataError(f"{recipe} is damaged: it holds no fields; run the recipe again")
+    fields = plain.mapping(plain.parse(text, str(recipe)), str(recipe))
     return Run(folder, text, fields, _read_result(folder), tuple(_read_events(folder / "metrics.jsonl")))
 
 
@@ -94,7 +89,9 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is damaged: {_one_line(error)}; `limbeck resume {folder}` writes it anew") from None
+        raise DataError(
+            f"{path} is damaged: {_one_line(error)}; `limbeck resume {folder}` writes it anew"
+        ) from None
     if not isinstance(result, dict) or not isinstance(result.get("student"), dict):
         raise DataError(f"{path} is damaged: no field 'student'; `limbeck resume {folder}` writes it anew")
     return result

@@ -65,7 +65,10 @@ def _figures(result: Mapping[str, Any], rows: Sequence[Figure]) -> Table:
     if any(other is not None for other in others):
         table.add_column("teacher", justify="right", no_wrap=True)
     for figure, interval, other in zip(rows, between, others, strict=True):
-        cells = [figure.label + (", points" if figure.unit == "points" else ""), figure.text(figure.of(result))]
+        cells = [
+            figure.label + (", points" if figure.unit == "points" else ""),
+            figure.text(figure.of(result)),
+        ]
         if any(between):
             cells.append(f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else "")
         cells.append("" if other is None else figure.text(other))
