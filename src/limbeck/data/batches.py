@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections import deque
@@ -188,6 +189,17 @@ class Batches:
     def steps(self) -> int:
         """Batches per epoch."""
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    @property
+    def replays(self) -> int | None:
+        """Number of different views of each sample; None where every epoch brings fresh ones."""
+        return 1 if self.views.plain else self.views.count
+
+    def in_order(self, batch_size: int) -> Self:
+        """The same samples and views in the order of the index, none left out."""
+        plain = copy.copy(self)
+        plain.shuffle, plain.drop_last, plain.batch_size = False, False, batch_size
+        return plain
 
     def subset(self, index: Tensor) -> Self:
         """The same batches over a part of the samples; what is kept in memory is shared.

@@ -40,7 +40,8 @@ class Cache:
     def __init__(
         self, root: Path, key: dict[str, Any], index: Tensor, views: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.key = {**key, "samples": value_hash(index.tolist()), "views": views, "dtype": str(dtype)}
+        named = {**key, "samples": value_hash(index.tolist()), "views": views, "dtype": str(dtype)}
+        self.key = json.loads(json.dumps(named))  # as the header will hold it
         self.folder = root / value_hash(self.key)
         self.index, self.views, self.dtype = index, views, dtype
         self.position = torch.full((int(index.max()) + 1,), -1, dtype=torch.int64)

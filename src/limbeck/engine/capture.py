@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
+from torch import Tensor
 
 from limbeck.contracts import Batch, Outputs
-from limbeck.data.batches import Batches
 from limbeck.engine.cache import Cache, Rows
 from limbeck.engine.fit import Source
 
 CHUNK = 256
 
 
-def replayed(batches: Batches) -> int | None:
-    """Number of different views of each sample; None where every epoch brings fresh ones."""
-    return 1 if batches.views.plain else batches.views.count
+class Replayable(Protocol):
+    """Samples whose views can be asked for again.
 
+    Attributes:
+        index: positions [N] of the samples.
+        replays: number of different views of each sample; None = fresh ones in every epoch.
+    """
 
-def in_order(batches: Batches, batch_size: int = CHUNK) -> Batches:
-    """The same samples and views in the order of the index, none left out."""
-    plain = copy.copy(batches)
-    plain.shuffle, plain.drop_last, plain.batch_size = False, False, batch_size
-    return plain
+    index: Tensor
+
+    @property
+    def replays(self) -> int | None: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def in_order(self, batch_size: int) -> Self: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
 class Captured:
@@ -51,7 +61,7 @@ class Captured:
         self,
         root: Path,
         key: Callable[[], dict[str, Any]],
-        batches: Batches,
+        batches: Replayable,
         ask: Callable[[Batch], Rows],
         *,
         device: torch.device,
@@ -74,9 +84,9 @@ class Captured:
             self.cache.delete()
 
     def _fill(self) -> Cache:
-        views = replayed(self.batches)
+        views = self.batches.replays
         assert views is not None
-        ordered = in_order(self.batches)
+        ordered = self.batches.in_order(CHUNK)
         key = {**self.key(), "pixels": self.batches.describe()}
         cache = Cache(self.root, key, self.batches.index, views, self.dtype)
 

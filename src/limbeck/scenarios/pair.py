@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.contracts import Batch, Net, Outputs, Selector, Spec
 from limbeck.data.batches import Batches
 from limbeck.engine import shared
-from limbeck.engine.capture import Captured, WithQuery, outputs_of, replayed, rows_of
+from limbeck.engine.capture import Captured, Replayable, WithQuery, outputs_of, rows_of
 from limbeck.engine.distillation import Ask, Distillation, combine
 from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
@@ -137,9 +137,9 @@ class Pair:
         key = {"what": "query", "net": hashes({"net": net}), "precision": self.run.settings.precision}
         return WithQuery(chosen, Captured(self.root, lambda: key, batches, ask, device=self.run.device))
 
-    def captured_teacher(self, batches: Batches, epochs: int) -> Captured | None:
+    def captured_teacher(self, batches: Replayable, epochs: int) -> Captured | None:
         """The teacher's outputs on disk, where that pays: views replayed fewer times than epochs."""
-        teacher, settings, views = self.teacher, self.run.settings, replayed(batches)
+        teacher, settings, views = self.teacher, self.run.settings, batches.replays
         if teacher is None or views is None or not settings.cache or views >= epochs:
             return None
 
@@ -158,7 +158,7 @@ class Pair:
         return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype)
 
     def _caches(self, batches: Batches) -> bool:
-        return self.run.settings.cache and replayed(batches) is not None
+        return self.run.settings.cache and batches.replays is not None
 
     # Measuring
 

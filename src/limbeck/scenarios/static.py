@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.contracts import Batch, Net, Scenario, Spec
 from limbeck.data.batches import Batches
+from limbeck.engine.capture import Replayable
 from limbeck.engine.fit import Source, Turn, fit
 from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
@@ -74,7 +75,7 @@ class Static(Scenario):
             "protocol": self.protocol(recipe), **found,
         }  # fmt: skip
 
-    def train(self, pair: Pair, source: Source, *, capture: Batches | None = None) -> None:
+    def train(self, pair: Pair, source: Source, *, capture: Replayable | None = None) -> None:
         """The stage ``train`` over ``source``; the teacher is captured over ``capture`` where that pays."""
         run, frozen = pair.run, constants(pair.nets())
         ask, captured = None, None

@@ -1,0 +1,137 @@
+"""Batches from tensors, from any torch data set, or from a ready data loader."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sized
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from limbeck.contracts import Batch
+from limbeck.data import chance
+from limbeck.errors import DataError
+
+_ORDER = 102  # purpose of the draw
+
+
+class Samples:
+    """Batches over a map-style data set of ``(input, label)``, in an order that can be replayed.
+
+    Args:
+        dataset: gives ``(input, label)`` for 0 .. len - 1; inputs of one shape.
+        batch_size: samples per batch.
+        seed: fixes the order.
+        shuffle: a new order each epoch.
+        drop_last: leave out a last batch that is not full.
+        replays: 1 where a sample is the same each time it is read (its teacher's answer can be kept);
+            None where it is drawn anew.
+
+    Raises:
+        DataError: an empty data set, or one without a length.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        replays: int | None = 1,
+    ) -> None:
+        if not isinstance(dataset, Sized) or len(dataset) == 0:
+            raise DataError(
+                "the data set has no length, or no samples: pass a map-style data set or a loader"
+            )
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.shuffle, self.drop_last, self.replays = shuffle, drop_last, replays
+        self.index = torch.arange(len(dataset))
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self.index)
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def in_order(self, batch_size: int) -> Self:
+        """The same samples in order, none left out."""
+        plain = copy.copy(self)
+        plain.shuffle, plain.drop_last, plain.batch_size = False, False, batch_size
+        return plain
+
+    def describe(self) -> dict[str, Any]:
+        """What the samples are, as far as that can be told: tensors by content, others by type and length."""
+        digest = hashlib.sha256(type(self.dataset).__name__.encode())
+        if isinstance(self.dataset, TensorDataset):
+            for values in self.dataset.tensors:
+                digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return {"dataset": digest.hexdigest(), "count": self.count}
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from step ``start`` on."""
+        order = self.index
+        if self.shuffle:
+            order = order[torch.from_numpy(chance.order(self.count, self.seed, _ORDER, epoch))]
+        for part in list(torch.split(order, self.batch_size))[start : self.steps]:
+            if isinstance(self.dataset, TensorDataset):
+                inputs, labels = self.dataset[part]
+            else:
+                inputs, labels = default_collate([self.dataset[int(i)] for i in part])
+            yield as_batch(inputs, labels, part, epoch)
+
+
+class Loader:
+    """A ready data loader, made repeatable: torch's randomness is its own and set by (seed, epoch).
+
+    Its samples have no known position, so nothing is cached. Workers and transforms that draw from other
+    generators than torch's are not replayed.
+    """
+
+    def __init__(self, loader: DataLoader[Any], *, seed: int = 0) -> None:
+        self.loader, self.seed = loader, seed
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch``; those before ``start`` are drawn and dropped."""
+        state = (
+            torch.Generator().manual_seed(int(chance.order(2**20, self.seed, _ORDER, epoch)[0])).get_state()
+        )
+        if self.loader.generator is not None:
+            self.loader.generator.set_state(state)
+        source: Iterator[Any] | None = None
+        for step in range(self.steps):
+            outer = torch.get_rng_state()
+            torch.set_rng_state(state)
+            source = iter(self.loader) if source is None else source
+            inputs, labels = next(source)
+            state = torch.get_rng_state()
+            torch.set_rng_state(outer)
+            if step >= start:
+                yield as_batch(inputs, labels, torch.full((len(labels),), -1), epoch)
+
+
+def as_batch(inputs: Tensor, labels: Any, index: Tensor, epoch: int) -> Batch:
+    """A ``Batch`` from what a loader gives; labels become int64.
+
+    Raises:
+        DataError: the labels are no whole numbers [B].
+    """
+    numbers = torch.as_tensor(labels)
+    if numbers.ndim != 1 or numbers.is_floating_point() or len(numbers) != len(inputs):
+        raise DataError(f"labels are {numbers.dtype} {list(numbers.shape)} but must be whole numbers [batch]")
+    return Batch(
+        inputs=inputs, labels=numbers.long(), index=index.to(torch.int64), view=torch.zeros_like(index)
+    )
