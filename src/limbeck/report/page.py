@@ -172,6 +172,8 @@ def _over_tasks(run: Run) -> list[charts.Chart]:
     )
     over = {"gap": lookup(run.result or {}, "fidelity.gap_over_tasks") or []}
     drawn.append(_task_chart("Teacher minus student, average so far", over, "points"))
+    same = {"agreement": lookup(run.result or {}, "fidelity.agreement_over_tasks") or []}
+    drawn.append(_task_chart("Student and teacher say the same", same, "agreement, %", (0.0, 100.0), " %"))
     return [chart for chart in drawn if chart is not None]
 
 
