@@ -142,6 +142,9 @@ def demonstrate(
     /,
     *,
     seeds: int = 3,
+    sets: Sets = (),
+    label: str = "",
+    jobs: int = 1,
     as_json: Json = False,
 ) -> None:
     """Run recipes over several seeds and write down what was seen.
@@ -149,11 +152,14 @@ def demonstrate(
     Args:
         recipes: Names that `limbeck list recipes` shows.
         seeds: How many seeds, counted from 0.
+        sets: Override a field of every recipe: path.to.field=value; may be repeated.
+        label: Added to the names of files and runs, to keep changed settings apart.
+        jobs: Runs at a time.
         as_json: Print what was seen as JSON.
     """
-    from limbeck import api
+    from limbeck.demonstration import demonstrate as run_all
 
-    seen = api.demonstrate(recipes, seeds=seeds)
+    seen = run_all(recipes, seeds=seeds, sets=sets, label=label, jobs=jobs)
     _print(seen.data, seen.text, as_json)
 
 

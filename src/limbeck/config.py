@@ -42,6 +42,9 @@ class Recipe:
         views: how images are augmented, a ``limbeck.data.views.Views``.
         engine: settings of the machine, a ``limbeck.engine.settings.Engine``.
         seed: the root of all randomness.
+        baselines: recipes that ``demonstrate`` sets it against.
+        predicted: what its paper leads one to expect, as ``figure > baseline`` or ``figure > figure`` with
+            figures as dotted paths of ``result.json``; ``demonstrate`` says whether it was seen.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Recipe:
     views: Any
     engine: Any
     seed: int = 0
+    baselines: tuple[str, ...] = ()
+    predicted: tuple[str, ...] = ()
 
 
 def load(source: str | Path, sets: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -116,8 +121,9 @@ def to_plain(recipe: Recipe) -> Plain:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """A hash (64 hex digits) of all that a recipe asks for; its name and description do not count."""
-    asked = {k: v for k, v in to_plain(recipe).items() if k not in ("name", "description")}
+    """A hash (64 hex digits) of all that a recipe asks for; words about it do not count."""
+    words = ("name", "description", "baselines", "predicted")
+    asked = {k: v for k, v in to_plain(recipe).items() if k not in words}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

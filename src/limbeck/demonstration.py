@@ -1,0 +1,161 @@
+"""What a recipe was seen to do: seeds, spread, and the differences from its baselines."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from limbeck import api, config
+from limbeck.config import Recipe
+from limbeck.engine.state import write_json
+from limbeck.errors import ConfigError
+from limbeck.report.compare import Comparison, compare
+from limbeck.report.figures import lookup
+
+GAP = "student.average_accuracy"
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What was seen, by recipe.
+
+    Attributes:
+        data: what was written, by recipe.
+        files: the written files.
+        comparison: all runs side by side.
+    """
+
+    data: dict[str, Any]
+    files: tuple[Path, ...]
+    comparison: Comparison
+
+    @property
+    def text(self) -> Comparison:
+        """What a rich console prints."""
+        return self.comparison
+
+
+def demonstrate(
+    names: Sequence[str],
+    *,
+    seeds: int = 3,
+    sets: Sequence[str] = (),
+    label: str = "",
+    jobs: int = 1,
+    runs: str | Path = "runs/demonstrations",
+    out: str | Path = "demonstrations",
+) -> Demonstration:
+    """Run recipes and their baselines over seeds 0 .. ``seeds - 1``, and write down what was seen.
+
+    A finished run of the same settings is taken as it is; one that was cut off is resumed.
+
+    Args:
+        names: recipes.
+        seeds: at least 2: a spread needs two.
+        sets: overrides for all of them, baselines too.
+        label: added to the names of runs and files, to keep a changed setting apart.
+        jobs: runs at a time; each takes the threads of its recipe.
+        runs: folder of the runs.
+        out: folder of ``<recipe><label>.json``.
+
+    Raises:
+        LimbeckError: as ``api.run``.
+    """
+    if seeds < 2:
+        raise ConfigError(f"seeds is {seeds}: a demonstration needs at least 2 for a spread")
+    if not names:
+        raise ConfigError("there is nothing to demonstrate: name at least one recipe")
+    suffix = f"-{label}" if label else ""
+    asked = {name: config.load(name, sets) for name in names}
+    against = {b: config.load(b, sets) for recipe in asked.values() for b in recipe.baselines}
+    every = against | asked
+    work = [
+        (replace(recipe, seed=seed), Path(runs) / f"{name}{suffix}-s{seed}")
+        for seed in range(seeds)
+        for name, recipe in every.items()
+    ]
+    folders = _run_all(work, jobs)
+    data, files = {}, []
+    for name, recipe in asked.items():
+        own = [f for (r, _), f in zip(work, folders, strict=True) if r.name in (recipe.name, *recipe.baselines)]
+        data[name] = seen(recipe, own) | {"command": _command(name, seeds, sets, label)}
+        path = Path(out) / f"{name}{suffix}.json"
+        write_json(path, data[name])
+        files.append(path)
+    return Demonstration(data, tuple(files), compare(folders, baseline=next(iter(against), None)))
+
+
+def seen(recipe: Recipe, folders: Sequence[Path]) -> dict[str, Any]:
+    """The figures of a recipe and its baselines, and their differences seed by seed."""
+    together = [compare(folders, baseline=name) for name in recipe.baselines] or [compare(folders)]
+    first = together[0].data
+    own = next(label for label, m in first["methods"].items() if m["recipe"] == recipe.name)
+    methods = {
+        label: {"recipe": m["recipe"], "seeds": sorted(map(int, m["runs"])), "figures": m["figures"]}
+        for label, m in first["methods"].items()
+    }
+    differences = {
+        name: each.data["methods"][own]["differences"]
+        for name, each in zip(recipe.baselines, together, strict=False)
+    }
+    return {
+        "recipe": recipe.name,
+        "description": recipe.description,
+        "protocol": first["protocol"],
+        "notes": first["notes"],
+        "interval": "95 %, Student's t over seeds; differences are paired by seed",
+        "methods": methods,
+        "differences": differences,
+        "predicted": [verdict(claim, own, methods, differences) for claim in recipe.predicted],
+        "versions": api.versions(),
+    }
+
+
+def verdict(
+    claim: str, own: str, methods: dict[str, Any], differences: dict[str, Any]
+) -> dict[str, Any]:
+    """Whether a prediction ``figure > baseline`` or ``figure > other figure`` was seen.
+
+    ``seen`` is yes or no where the 95 % interval of the paired difference leaves 0 out, else unclear.
+    """
+    figure, _, other = (part.strip() for part in claim.partition(">"))
+    if other in differences:
+        spread = differences[other][figure]
+    else:
+        ours = methods[own]["figures"]
+        spread = _difference(ours[figure], ours[other])
+    low, high = spread["interval"]
+    answer = "yes" if low > 0 else "no" if high < 0 else "unclear"
+    return {"claim": claim, "seen": answer, "difference": spread}
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    from limbeck.report.compare import Spread
+
+    values = {int(s): one["values"][s] - other["values"][s] for s in one["values"]}
+    return Spread(values).as_dict()
+
+
+def _command(name: str, seeds: int, sets: Sequence[str], label: str) -> str:
+    words = ["limbeck demonstrate", name, f"--seeds {seeds}", *(f"--set {s}" for s in sets)]
+    return " ".join([*words, *([f"--label {label}"] if label else [])])
+
+
+def _run_all(work: Sequence[tuple[Recipe, Path]], jobs: int) -> list[Path]:
+    if jobs == 1:
+        return [_run_one(item) for item in work]
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=8) as pool:
+        return pool.map(_run_one, work, chunksize=1)
+
+
+def _run_one(item: tuple[Recipe, Path]) -> Path:
+    recipe, folder = item
+    known = folder / "recipe.yaml"
+    if known.exists() and config.fingerprint(config.load(known)) == config.fingerprint(recipe):
+        api.resume(folder, quiet=True)
+    else:
+        api.run(recipe, out=folder, quiet=True)
+    return folder
