@@ -5,6 +5,7 @@ Weights are read from safetensors only, so that a file from a stranger runs no c
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def _from_folder(folder: Path) -> Source:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no timm config: {type(error).__name__} {error}") from None
     if architecture not in _timm_names():
-        raise unknown("timm architecture", architecture, _timm_names(), where=str(path))
+        raise _unknown(architecture, str(path))
     cfg = {**_known(config.get("pretrained_cfg", {})), "architecture": architecture}
     return Source(architecture, config.get("model_args", {}), cfg, folder / "model.safetensors")
 
@@ -100,12 +101,23 @@ def _from_folder(folder: Path) -> Source:
 def _from_timm(name: str) -> Source:
     architecture, _, tag = name.partition(".")
     if architecture not in _timm_names():
-        raise unknown("backbone", name, {*_timm_names(), *shipped()})
+        raise _unknown(name, "")
     tags = {full.partition(".")[2] for full in _timm_pretrained() if full.partition(".")[0] == architecture}
     if tag and tag not in tags:
         raise unknown("weights", name, {f"{architecture}.{known}" for known in tags})
     cfg: Any = timm.get_pretrained_cfg(name)
     return Source(architecture, {}, {} if cfg is None else cfg.to_dict(), None)
+
+
+def _unknown(name: str, where: str) -> ConfigError:
+    """timm has more than a thousand names, so the message holds only the near ones."""
+    close = difflib.get_close_matches(name, [*_timm_names(), *shipped()], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    at = f" at {where}" if where else ""
+    return ConfigError(
+        f"unknown network {name!r}{at}: {hint}shipped are {', '.join(shipped()) or 'none'}; "
+        "timm.list_models() has the others"
+    )
 
 
 def shipped() -> tuple[str, ...]:
@@ -146,8 +158,13 @@ def input_spec(name: str) -> InputSpec:
         ConfigError: unknown name.
         CheckpointError: a folder that is not there.
     """
+    return network_input(name, {})
+
+
+def network_input(name: str, model_args: Mapping[str, Any]) -> InputSpec:
+    """``input_spec`` where ``model_args`` stand in for the network's own arguments."""
     source = find(name)
-    return _input_spec(source.cfg, source.model_args)
+    return _input_spec(source.cfg, {**source.model_args, **model_args})
 
 
 def _input_spec(cfg: Mapping[str, Any], model_args: Mapping[str, Any]) -> InputSpec:
@@ -155,7 +172,9 @@ def _input_spec(cfg: Mapping[str, Any], model_args: Mapping[str, Any]) -> InputS
     channels = model_args.get("in_chans", channels)
     size = model_args.get("img_size", size)
     size = size if isinstance(size, int) else size[0]
-    mean, std = cfg.get("mean") or (0.0,) * channels, cfg.get("std") or (1.0,) * channels
+    mean, std = cfg.get("mean") or (), cfg.get("std") or ()
+    if len(mean) != channels or len(std) != channels:  # weights for other channels say nothing of these
+        mean, std = (0.0,) * channels, (1.0,) * channels
     return InputSpec(channels, size, tuple(map(float, mean)), tuple(map(float, std)))
 
 
@@ -189,14 +208,15 @@ def load_backbone(
     """
     source = find(name, weights)
     args = _fitted(name, source, spec)
+    state = read_weights(source.weights or download(source, name)) if pretrained or weights else None
     model = _create(source, {**args, "num_classes": 0}, generator)
     if not isinstance(model, VisionTransformer):
         raise ConfigError(
             f"backbone {name!r} is a {type(model).__name__}, but prompts need a timm VisionTransformer "
             "(vit_*, deit*): choose one of these"
         )
-    if pretrained or weights is not None:
-        _load(model, source, name)
+    if state is not None:
+        _load(model, state, name, new_head=True)
     if blocks is not None:
         if not 1 <= blocks <= len(model.blocks):
             raise ShapeError(f"blocks is {blocks} but {name} has {len(model.blocks)}: give 1 to that number")
@@ -221,11 +241,14 @@ def _fitted(name: str, source: Source, spec: Spec | None) -> dict[str, Any]:
 
 
 def _create(source: Source, args: Mapping[str, Any], generator: torch.Generator | None) -> nn.Module:
+    size = args.get("img_size")
+    known: Any = timm.get_pretrained_cfg(source.architecture)
+    if known is not None and not known.fixed_input_size:  # it takes any size, and no argument for it
+        args = {key: value for key, value in args.items() if key != "img_size"}
     with seeded(generator):
         model: nn.Module = timm.create_model(
             source.architecture, pretrained=False, pretrained_cfg=_known(source.cfg), **args
         )
-    size = args.get("img_size")
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if isinstance(size, int) and patch is not None and size % patch[0]:
         raise ShapeError(
@@ -244,27 +267,80 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
         yield
 
 
-def _load(model: VisionTransformer, source: Source, name: str) -> None:
-    """Read the weights into ``model``: every one of the model's, and nothing but a classifier besides."""
-    path = source.weights or download(source, name)
-    state = checkpoint_filter_fn(read_weights(path), model)
-    classifier = source.cfg.get("classifier") or "head"
+def load_network(
+    name: str,
+    classes: int,
+    *,
+    pretrained: bool,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    spec: Spec | None = None,
+    new_head: bool = False,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Any timm network with a classifier for ``classes``.
+
+    Args:
+        name: see ``find``.
+        classes: C.
+        pretrained: read the named weights; without them the start is drawn from ``generator``.
+        weights: a local safetensors file in place of the named weights; implies ``pretrained``.
+        model_args: arguments for ``timm.create_model``; they win over the source's.
+        spec: what the data gives, see ``load_backbone``.
+        new_head: start the classifier anew where the weights have none for ``classes``.
+        generator: for what has no weights.
+
+    Raises:
+        ConfigError: unknown name.
+        CheckpointError: weights that are damaged or do not fit.
+        DataError: weights that cannot be downloaded.
+        ShapeError: an image size, channel count or class count that does not fit.
+    """
+    found = find(name, weights)
+    source = Source(found.architecture, {**found.model_args, **(model_args or {})}, found.cfg, found.weights)
+    args = _fitted(name, source, spec)
+    state = read_weights(source.weights or download(source, name)) if pretrained or weights else None
+    model = _create(source, {**args, "num_classes": classes}, generator)
+    if state is not None:
+        _load(model, state, name, new_head=new_head)
+    return model
+
+
+def _load(model: Any, state: dict[str, Tensor], name: str, *, new_head: bool) -> None:
+    """Read ``state`` into ``model``: every tensor, but for a classifier that may be new."""
+    if isinstance(model, VisionTransformer):
+        state = checkpoint_filter_fn(state, model)
+    own = model.state_dict()
+    classifier = model.pretrained_cfg.get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
+    head = {f"{part}.{kind}" for part in names for kind in ("weight", "bias")}
+    unfit = {key for key in head & (own.keys() | state.keys()) if _shape(own, key) != _shape(state, key)}
+    if unfit and not new_head:
+        key = sorted(unfit)[-1]
+        raise ShapeError(
+            f"the classifier of {name} is {_shape(state, key)} in the weights but must be "
+            f"{_shape(own, key)}: give weights for this data's classes"
+        )
+    kept = {key: value for key, value in state.items() if key not in unfit}
+    fresh = {key: own[key] for key in unfit & own.keys()}
     try:
-        model.load_state_dict(state)
+        model.load_state_dict({**kept, **fresh})
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"weights {path} do not fit {name}: {detail}") from None
+        raise CheckpointError(f"the weights do not fit {name}: {detail}") from None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def _shape(state: Mapping[str, Tensor], key: str) -> list[int] | None:
+    return list(state[key].shape) if key in state else None
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
         CheckpointError: not there, not safetensors, or damaged.
     """
-    _checked_file(path)
+    path = _checked_file(Path(path))
     try:
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -278,16 +354,24 @@ def download(source: Source, name: str) -> Path:
         DataError: no such file is known, or it cannot be fetched; the message tells the other ways.
     """
     ways = (
-        f"give a local file (weights=FILE.safetensors) or folder (local-dir:FOLDER), or one of {shipped()}, "
-        "or random weights (pretrained=false)"
+        "give a local file (weights=FILE.safetensors) or folder (local-dir:FOLDER), one of the shipped networks "
+        f"({', '.join(shipped()) or 'none'}), or random weights (pretrained=false)"
     )
     repository = source.cfg.get("hf_hub_id")
     if not repository:
         raise DataError(f"timm knows no weights for {name!r}: name them with a tag (NAME.TAG), {ways}")
-    from huggingface_hub import hf_hub_download
+    import huggingface_hub.utils
+    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 
+    file = "model.safetensors"
+    cached = try_to_load_from_cache(repository, file)
+    if isinstance(cached, str):
+        return Path(cached)
     try:
-        return Path(hf_hub_download(repository, "model.safetensors", etag_timeout=5))
-    except Exception as error:  # the hub's client raises many families, of several libraries
+        # One request of our own first: the hub's client tries again for half a minute.
+        hub: Any = huggingface_hub.utils
+        hub.get_session().head(hf_hub_url(repository, file), timeout=5)
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # of several libraries and many families
         reason = type(error).__name__
-        raise DataError(f"cannot download {repository}/model.safetensors ({reason}): {ways}") from None
+        raise DataError(f"cannot download {repository}/{file} ({reason}): {ways}") from None

@@ -1,0 +1,45 @@
+"""Any trained network of timm as a frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from limbeck.contracts import Net, Spec, Teacher
+from limbeck.nets.backbones import InputSpec, load_network, network_input
+from limbeck.nets.taps import Frozen, Tapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmTeacher(Teacher):
+    """Any trained network of timm, frozen; its classifier must be for the data's classes.
+
+    Attributes:
+        model: a timm name, a shipped network, or ``local-dir:FOLDER``.
+        weights: a local safetensors file in place of the named weights.
+        model_args: arguments for ``timm.create_model``, such as ``img_size`` and ``in_chans``.
+    """
+
+    model: str
+    weights: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def input_spec(self) -> InputSpec:
+        """What images the network expects, without reading its weights."""
+        return network_input(self.model, self.model_args)
+
+    def build(self, spec: Spec, generator: torch.Generator) -> Net:
+        """See ``Network.build``."""
+        network = load_network(
+            self.model,
+            spec.classes,
+            pretrained=True,
+            weights=self.weights,
+            model_args=self.model_args,
+            spec=spec,
+            generator=generator,
+        )
+        return Frozen(Tapped(network))
