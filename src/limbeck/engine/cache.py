@@ -8,11 +8,14 @@ the folder and is checked against the header inside. Values are plain arrays in 
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -103,31 +106,47 @@ class Cache:
     def _write(
         self, chunks: Callable[[int], Iterator[Rows]], start: int, header: dict[str, Any] | None
     ) -> None:
+        """Append the rows from ``start`` on, by plain writes: a full disk is then an error, not a signal."""
         shapes: dict[str, tuple[list[int], str]] = dict(header["shapes"]) if header else {}
-        maps = {name: self._map(name, shape, kind, "r+") for name, (shape, kind) in shapes.items()}
         row, flushed = start, time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for chunk in chunks(start):
-                for name, values in chunk.items():
-                    stored = values.detach().cpu()
-                    stored = stored.to(self.dtype) if stored.is_floating_point() else stored
-                    if name not in maps:
-                        shapes[name] = (list(stored.shape[1:]), str(stored.numpy().dtype))
-                        maps[name] = self._map(name, *shapes[name], "w+")
-                    maps[name][row : row + len(stored)] = stored.numpy()
-                row += len(next(iter(chunk.values())))
-                if time.monotonic() - flushed > FLUSH_SECONDS:
-                    self._flush(maps, shapes, row, complete=False)
-                    flushed = time.monotonic()
-            self._flush(maps, shapes, row, complete=True)
+            with ExitStack() as stack:
+                files = {
+                    name: stack.enter_context(self._reopen(name, start * row_bytes(*form)))
+                    for name, form in shapes.items()
+                }
+                for chunk in chunks(start):
+                    for name, values in chunk.items():
+                        stored = values.detach().cpu().contiguous()
+                        stored = stored.to(self.dtype) if stored.is_floating_point() else stored
+                        if name not in files:
+                            shapes[name] = (list(stored.shape[1:]), str(stored.numpy().dtype))
+                            files[name] = stack.enter_context(self._path(name).open("wb"))
+                        files[name].write(stored.numpy().data)
+                    row += len(next(iter(chunk.values())))
+                    if time.monotonic() - flushed > FLUSH_SECONDS:
+                        self._flush(files, shapes, row, complete=False)
+                        flushed = time.monotonic()
+                self._flush(files, shapes, row, complete=True)
         except OSError as error:
             raise CacheError(f"cannot write cache {self.folder}: {reason(error)}") from error
 
-    def _flush(self, maps: dict[str, Any], shapes: dict[str, Any], rows: int, *, complete: bool) -> None:
-        for values in maps.values():
-            values.flush()
-        sums = {name: file_hash(self.folder / f"{name}.bin") for name in maps} if complete else {}
+    def _reopen(self, name: str, size: int) -> IO[bytes]:
+        """The file of an unfinished cache, cut to the ``size`` that its header vouches for."""
+        path = self._path(name)
+        if not path.exists() or path.stat().st_size < size:
+            raise self._damaged(path)
+        os.truncate(path, size)
+        return path.open("ab")
+
+    def _flush(
+        self, files: Mapping[str, IO[bytes]], shapes: dict[str, Any], rows: int, *, complete: bool
+    ) -> None:
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        sums = {name: file_hash(self._path(name)) for name in files} if complete else {}
         header = {"key": self.key, "shapes": shapes, "rows": rows, "complete": complete, "sha256": sums}
         write_json(self.folder / "header.json", header)
 
@@ -135,12 +154,19 @@ class Cache:
         header = self._header()
         assert header is not None
         for name, (shape, kind) in header["shapes"].items():
-            path = self.folder / f"{name}.bin"
+            path = self._path(name)
             if not path.exists() or file_hash(path) != header["sha256"][name]:
-                raise CacheError(f"cache file {path} is damaged: delete the folder {self.folder}, run again")
-            values = self._map(name, shape, kind, "c")
+                raise self._damaged(path)
+            values = np.memmap(path, dtype=np.dtype(kind), mode="c", shape=(self.count, *shape))
             self.rows[name] = torch.from_numpy(values.copy() if values.nbytes < IN_MEMORY_BYTES else values)
 
-    def _map(self, name: str, shape: list[int], kind: str, mode: Any) -> Any:
-        safe = self.folder / f"{name}.bin"
-        return np.memmap(safe, dtype=np.dtype(kind), mode=mode, shape=(self.count, *shape))
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
+
+    def _damaged(self, path: Path) -> CacheError:
+        return CacheError(f"cache file {path} is damaged: delete the folder {self.folder}, run again")
+
+
+def row_bytes(shape: list[int], kind: str) -> int:
+    """Bytes of one row of ``shape`` and numpy type ``kind``."""
+    return math.prod(shape) * np.dtype(kind).itemsize

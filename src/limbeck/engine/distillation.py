@@ -90,14 +90,14 @@ class Distillation(nn.Module):
         self.teacher_seconds += time.perf_counter() - began
         return outputs
 
-    def suspects(self, batch: Batch) -> dict[str, Tensor]:
-        """What may have spoilt a loss, by name, first causes first."""
+    def suspects(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+        """What may have spoilt a loss of ``learner``, by name, first causes first."""
         batch = self.with_query(batch)
         found: dict[str, Tensor] = {}
         taught = self.taught(batch)
         if taught is not None:
             found["the teacher's output"] = taught.logits
-        return found | {"the student's output": self.student(batch, taps=(), teacher=taught).logits}
+        return found | {f"the {learner}'s output": self.student(batch, taps=(), teacher=taught).logits}
 
 
 def combine(objectives: Mapping[str, Objective]) -> Needs:

@@ -114,10 +114,13 @@ def fit(
         for place, batch in enumerate(batches.epoch(epoch, first), first):
             at = Progress(step=step, steps=total, epoch=epoch, epochs=epochs, task=task, tasks=tasks)
             began = time.perf_counter()
+            terms: dict[str, dict[str, Tensor]] = {}
             try:
-                terms = {turn.name: turn.step(batch.to(run.device), at, run) for turn in turns}
+                for turn in turns:
+                    terms[turn.name] = turn.step(batch.to(run.device), at, run)
             except NonFiniteError as error:
-                run.save(stage, turns, epoch, place, step)
+                if not terms:  # else an earlier turn has already stepped: its last checkpoint stands
+                    run.save(stage, turns, epoch, place, step)
                 where = f"{stage}, epoch {epoch}, step {step}"
                 raise NonFiniteError(f"{where}: {error}{blame(turns, batch, run)}") from None
             step += 1
@@ -132,7 +135,7 @@ def blame(turns: Sequence[Turn], batch: Batch, run: Run) -> str:
     samples = ", ".join(map(str, batch.index.tolist()[:4])) + (", ..." if len(batch.index) > 4 else "")
     suspects: dict[str, Tensor] = {"the input data": batch.inputs}
     for turn in turns:
-        suspects |= getattr(turn.module, "suspects", lambda _: {})(batch.to(run.device))
+        suspects |= getattr(turn.module, "suspects", lambda *_: {})(batch.to(run.device), turn.name)
     for what, values in suspects.items():
         bad = ~torch.isfinite(values.float()).flatten(1).all(1)
         if bad.any():

@@ -8,14 +8,16 @@ the seed and its name), so a replay reaches the point of the last checkpoint wit
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +84,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._find_checkpoint()
-        self._log = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        if resume:
-            self._log.truncate(0 if self.pending is None else self.pending["log_bytes"])
+        self._log = self._open_log(resume)
 
     # What a scenario asks of a run
 
@@ -229,6 +229,14 @@ class Run:
             terms=values, lr=self.rate, seconds=round(spent, 4), teacher_share=round(share, 4),
         )  # fmt: skip
 
+    def _open_log(self, resume: bool) -> TextIO:
+        """The log; on resume without the lines that were written after the checkpoint."""
+        path = self.folder / "metrics.jsonl"
+        if resume and path.exists():
+            known = 0 if self.pending is None else self.pending["log_bytes"]
+            os.truncate(path, min(known, path.stat().st_size))
+        return path.open("a", encoding="utf-8")
+
     def _numbers(self) -> list[int]:
         found = (self.folder / "checkpoints").glob("[0-9]*.json")
         return sorted(int(path.stem) for path in found)
@@ -277,7 +285,8 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.meter.finish()
-        self._log.close()
+        with suppress(OSError):  # on a full disk, what could not be written was reported where it was written
+            self._log.close()
         torch.set_rng_state(self._rng)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

@@ -39,6 +39,7 @@ class Teachers:
             kept = read_state(self.stem)
             load_variable_state(net, kept["net"])
         except CheckpointError as error:
+            self.stem.with_suffix(".json").unlink(missing_ok=True)
             run.warn(f"{error}; the teacher is trained anew")
             return False
         run.log("teacher_reused", stage=stage, seconds=kept["seconds"], key=self.stem.name)

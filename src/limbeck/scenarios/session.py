@@ -141,6 +141,7 @@ class Session:
             "batch": [self.plan.batch_size, self.plan.drop_last], "side": repr(self.plan.teacher_side()),
             "constants": hashes({"teacher": self.teacher} if self.teacher is not None else {}),
             "precision": settings.precision, "compile": settings.compile, "device": self.run.device.type,
+            "cache": settings.cache,
         }  # fmt: skip
 
     def _format(self) -> dict[str, Any]:
