@@ -20,6 +20,8 @@ MOST_POINTS = 400
 BUCKETS = 130
 # A positive curve that spans more than this is drawn on a logarithmic axis.
 LOG_RANGE = 100.0
+# What a tooltip or a reader's voice says of a value.
+DIGITS = 4
 
 Point = tuple[float, float]
 
@@ -186,7 +188,8 @@ def line_chart(
     ys = [y for _, y in points]
     log = y_range is None and min(ys) > 0 and max(ys) / min(ys) > LOG_RANGE
     held = ys if log else [*ys, *(y_range or (0.0,))]
-    x_scale, x_ticks = axis([x for x, _ in points], LEFT, WIDTH - RIGHT, ticks=6, whole=whole_x, tight=True)
+    across = [x for x, _ in points] + [x for x, _ in dividers]
+    x_scale, x_ticks = axis(across, LEFT, WIDTH - RIGHT, ticks=6, whole=whole_x, tight=True)
     y_scale, y_ticks = axis(held, HEIGHT - BOTTOM, TOP, log=log)
     return Chart(
         title,
@@ -301,7 +304,9 @@ def _line(series: Series, x_scale: Scale, y_scale: Scale, unit: str) -> Line:
         around = [(x, high) for x, _, high in ranges] + [(x, low) for x, low, _ in reversed(ranges)]
         if around:
             band.append(_path([(x_scale(x), y_scale(y)) for x, y in around]) + "Z")
-    marks = [Mark(x_scale(x), y_scale(y), f"{series.name}, {x:g}: {y:.1f}{unit}") for x, y in series.points]
+    marks = [
+        Mark(x_scale(x), y_scale(y), f"{series.name}, {x:g}: {y:.{DIGITS}g}{unit}") for x, y in series.points
+    ]
     return Line(series.name, series.css, "".join(path), "".join(band), tuple(marks) if series.marks else ())
 
 
@@ -318,7 +323,7 @@ def _said(series: Series, unit: str) -> str:
     if not points:
         return ""
     if series.marks:
-        return f"{series.name}: " + ", ".join(f"{y:.1f}{unit}" for _, y in points)
+        return f"{series.name}: " + ", ".join(f"{y:.{DIGITS}g}{unit}" for _, y in points)
     ys = [y for _, y in points]
     return (
         f"{series.name}: from {ys[0]:.3g}{unit} to {ys[-1]:.3g}{unit}, "

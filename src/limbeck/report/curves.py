@@ -12,6 +12,8 @@ from limbeck.report.run import Event, Run
 
 # How many colours the style sheet has for terms in one chart.
 COLOURS = 6
+# A curve of so few points is drawn with a dot at each: a line through one point cannot be seen.
+MOST_MARKED = 60
 # Tasks are named in the charts where there are at most this many stages.
 MOST_NAMED = 24
 TOTAL = "total"
@@ -61,10 +63,12 @@ def term_charts(run: Run) -> tuple[dict[str, list[Chart]], list[str]]:
 
 
 def share_charts(run: Run) -> dict[str, Chart]:
-    """Each term's share of the norm of the gradient in percent, one chart a role."""
+    """Each term's share of the norm of the gradient in percent, one chart a role with several terms."""
     tracks, _ = _tracks(list(run.of("gradient_share")), _shares, _layout(list(run.of("step"))))
     drawn = {}
     for role, track in tracks.items():
+        if len(track.pieces) < 2:
+            continue
         series = [_series(name, f"c{i % COLOURS}", track) for i, name in enumerate(track.pieces)]
         chart = _chart(f"Share of the gradient, {role}", series, track, "share, %", (0.0, 100.0), " %")
         if chart is not None:
@@ -125,7 +129,8 @@ def _tracks(
 
 
 def _series(name: str, css: str, track: Track) -> Series:
-    return Series(name, css, tuple(tuple(piece) for piece in track.pieces[name]))
+    pieces = tuple(tuple(piece) for piece in track.pieces[name])
+    return Series(name, css, pieces, marks=sum(map(len, pieces)) <= MOST_MARKED)
 
 
 def _chart(
