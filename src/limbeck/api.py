@@ -7,19 +7,20 @@ import json
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from limbeck import config
 from limbeck.config import Recipe
 from limbeck.engine.run import Run
-from limbeck.engine.state import read_state, variable_state, write_json, write_state
+from limbeck.engine.state import variable_state, write_atomically, write_json
 from limbeck.errors import ConfigError
+from limbeck.report.page import write_page
 
 RUNS = Path("runs")
 
@@ -94,30 +95,42 @@ def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Re
     threads = torch.get_num_threads()
     if recipe.engine.threads is not None:
         torch.set_num_threads(recipe.engine.threads)
-    began = time.monotonic()
     try:
         with Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session:
-            figures = recipe.scenario.run(recipe, session)
-            figures["time"] = {
-                "seconds": round(time.monotonic() - began, 3),
-                "teacher_share": session.teacher_share(),
-                "stages": {name: round(value, 3) for name, value in session.seconds.items()},
-            }
-            figures["versions"] = versions()
-            save_student(folder, session.modules.get_submodule("student"))
-            write_json(folder / "result.json", figures)
+            return finish(folder, session, recipe.scenario.run(recipe, session))
     finally:
         torch.set_num_threads(threads)
-    from limbeck.report.page import write_page
 
+
+def finish(folder: Path, session: Run, figures: dict[str, Any]) -> Result:
+    """Save the student, the figures and the page."""
+    figures["time"] = {
+        "seconds": round(session.total_seconds(), 3),
+        "teacher_share": session.teacher_share(),
+        "stages": {name: round(value, 3) for name, value in session.seconds.items()},
+    }
+    figures["versions"] = versions()
+    save_student(folder, session.modules.get_submodule("student"))
+    write_json(folder / "result.json", figures)
     write_page(folder)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     return Result(folder, figures)
 
 
 def save_student(folder: Path, student: torch.nn.Module) -> None:
-    """Write the student's learnt state; its frozen backbone is named by the recipe beside it."""
-    write_state(folder / "student" / "student", {"net": variable_state(student)})
+    """Write the student's learnt weights as ``student/model.safetensors``.
+
+    A plain network keeps its own names; a timm network gets the ``config.json`` that makes the folder
+    loadable by ``timm.create_model("local-dir:...")``. A frozen backbone is left out: the recipe names it.
+    """
+    to = folder / "student"
+    network = getattr(student, "network", None)
+    state = variable_state(student) if network is None else network.state_dict()
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    write_atomically(to / "model.safetensors", lambda path: save_file(weights, path))
+    description = getattr(student, "description", None)
+    if description is not None:
+        write_json(to / "config.json", description)
 
 
 def load_student(folder: str | Path) -> Any:
@@ -135,7 +148,7 @@ def load_student(folder: str | Path) -> Any:
     recipe = config.load(folder / "recipe.yaml")
     figures = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     classes = len(figures["student"]["class_names"])
-    state = read_state(folder / "student" / "student")["net"]
+    state = load_file(folder / "student" / "model.safetensors")
     return recipe.scenario.load_student(recipe, state, classes)
 
 

@@ -171,9 +171,9 @@ def pretrain(name: str, /, *, as_json: Json = False) -> None:
         name: limbeck-glyphs-m or limbeck-glyphs-s.
         as_json: Print the result as JSON.
     """
-    from limbeck import api
+    from limbeck.pretraining import pretrain as make
 
-    _finish(api.pretrain(name), as_json)
+    _finish(make(name, quiet=as_json), as_json)
 
 
 @app.command

@@ -102,6 +102,18 @@ def _part(key: str, value: Any, hint: Any) -> Any:
     return _choose(value, SLOTS[key], key) if key in SLOTS else _check(value, hint, key)
 
 
+def objectives(given: Sequence[Any]) -> tuple[Objective, ...]:
+    """Objectives by name, as maps of their fields, or as they are.
+
+    Raises:
+        ConfigError: as in ``load``.
+    """
+    return tuple(
+        entry if isinstance(entry, Objective) else _choose(entry, "objectives", f"objective.{place}")
+        for place, entry in enumerate(given)
+    )
+
+
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every default filled in; ``load`` of it gives an equal recipe.
 

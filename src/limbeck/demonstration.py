@@ -13,7 +13,6 @@ from limbeck.config import Recipe
 from limbeck.engine.state import write_json
 from limbeck.errors import ConfigError
 from limbeck.report.compare import Comparison, compare
-from limbeck.report.figures import lookup
 
 GAP = "student.average_accuracy"
 
@@ -80,7 +79,9 @@ def demonstrate(
     folders = _run_all(work, jobs)
     data, files = {}, []
     for name, recipe in asked.items():
-        own = [f for (r, _), f in zip(work, folders, strict=True) if r.name in (recipe.name, *recipe.baselines)]
+        own = [
+            f for (r, _), f in zip(work, folders, strict=True) if r.name in (recipe.name, *recipe.baselines)
+        ]
         data[name] = seen(recipe, own) | {"command": _command(name, seeds, sets, label)}
         path = Path(out) / f"{name}{suffix}.json"
         write_json(path, data[name])
@@ -114,9 +115,7 @@ def seen(recipe: Recipe, folders: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def verdict(
-    claim: str, own: str, methods: dict[str, Any], differences: dict[str, Any]
-) -> dict[str, Any]:
+def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str, Any]) -> dict[str, Any]:
     """Whether a prediction ``figure > baseline`` or ``figure > other figure`` was seen.
 
     ``seen`` is yes or no where the 95 % interval of the paired difference leaves 0 out, else unclear.

@@ -119,6 +119,10 @@ class Run:
         """Share of the teacher's answers in the time of all steps so far, in [0, 1]."""
         return min(self._teacher[0] / max(self._teacher[1], 1e-9), 1.0)
 
+    def total_seconds(self) -> float:
+        """Time since this attempt at the run began."""
+        return time.monotonic() - self._began
+
     def warn(self, text: str) -> None:
         """Log and show a warning."""
         self.log("warning", text=text)

@@ -30,8 +30,22 @@ def inputs(recipe: Any) -> Any:
 
 def check_networks(recipe: Any, *, classes: int) -> None:
     """Raise if the networks cannot see the same images, or an objective lacks its teacher."""
+    check_objectives(recipe)
+    if classes < 2:
+        raise ConfigError(f"the data has {classes} class: a classifier needs at least 2")
+    if not has_teacher(recipe):
+        return
+    form, other = inputs(recipe), recipe.teacher.input_spec()
+    if (form.channels, form.size) != (other.channels, other.size):
+        raise ShapeError(
+            f"the teacher reads {other.channels} x {other.size} px images and the student "
+            f"{form.channels} x {form.size} px: choose networks of one input size"
+        )
+
+
+def check_objectives(recipe: Any) -> None:
+    """Raise if an objective lacks its teacher, or a teacher has no objective that listens to it."""
     needs = combine(named(recipe))
-    form = inputs(recipe)
     if not has_teacher(recipe):
         wants = [name for name, o in named(recipe).items() if o.needs().teacher_logits or o.needs().teacher]
         if wants:
@@ -39,16 +53,8 @@ def check_networks(recipe: Any, *, classes: int) -> None:
                 f"objective {wants[0]!r} needs a teacher but teacher is none: name a teacher, or leave it out"
             )
         return
-    other = recipe.teacher.input_spec()
-    if (form.channels, form.size) != (other.channels, other.size):
-        raise ShapeError(
-            f"the teacher reads {other.channels} x {other.size} px images and the student "
-            f"{form.channels} x {form.size} px: choose networks of one input size"
-        )
     if not needs.teacher_logits and not needs.teacher:
         raise ConfigError(
             f"teacher is {type(recipe.teacher).__name__} but no objective listens to it: add one such as kd, "
             "or set teacher to none"
         )
-    if classes < 2:
-        raise ConfigError(f"the data has {classes} class: distillation needs at least 2")

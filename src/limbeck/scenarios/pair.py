@@ -18,6 +18,7 @@ from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
 from limbeck.engine.state import module_hash
+from limbeck.errors import ShapeError
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.fit_together import has_teacher, named
 
@@ -67,6 +68,12 @@ class Pair:
             taught = self.ask_live(example)
         self.student.eval()
         own = self.student(example, taps=self.needs.student, teacher=taught)
+        self.classes = own.logits.shape[1]
+        if taught is not None and taught.logits.shape[1] != self.classes:
+            raise ShapeError(
+                f"the teacher has {taught.logits.shape[1]} classes and the student {self.classes}: "
+                "give both a classifier for the same classes"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.run.derive("objectives"))
             built = {name: o.build(own, taught or own) for name, o in self.objectives.items()}

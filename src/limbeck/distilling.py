@@ -1,0 +1,134 @@
+"""Distilling one plain module into another, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from limbeck import config
+from limbeck.api import RUNS, Result, finish
+from limbeck.contracts import Net, Objective, Spec
+from limbeck.data.samples import Loader, Samples
+from limbeck.engine.optim import Optim
+from limbeck.engine.run import Run
+from limbeck.engine.settings import Engine
+from limbeck.errors import ConfigError
+from limbeck.nets.taps import Frozen, Tapped
+from limbeck.scenarios.fit_together import check_objectives
+from limbeck.scenarios.pair import Pair
+from limbeck.scenarios.static import Static
+from limbeck.selectors.all import All
+from limbeck.teachers.none import NoTeacher
+
+Data = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
+
+
+def distill(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    train: Data,
+    *,
+    test: Data | None = None,
+    objective: Sequence[str | dict[str, Any] | Objective] = ("labels", "kd"),
+    epochs: int = 20,
+    batch_size: int = 64,
+    optim: Optim | None = None,
+    engine: Engine | None = None,
+    fresh: bool = False,
+    out: str | Path = RUNS / "distill",
+    seed: int = 0,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Distil one plain module into another; ``student`` learns in place.
+
+    Args:
+        teacher: from inputs to logits [B, C]; never changed. None = labels alone.
+        student: the same; all of it that requires a gradient learns.
+        train: tensors ``(inputs, labels)``, a map-style data set of such pairs, or a ``DataLoader``.
+        test: the same, to measure on; None = nothing is measured.
+        objective: choices by name, as maps of their fields, or built; their terms add up.
+        epochs: passes over ``train``.
+        batch_size: samples per step; a loader brings its own.
+        optim: the optimiser; None = Adam, 1e-3, cosine.
+        engine: settings of the machine.
+        fresh: a data set whose samples differ each time they are read; else the teacher is asked once
+            for each sample and its answers are kept.
+        out: the run's folder.
+        seed: of all randomness.
+        resume: go on with the run in ``out``, from the same networks and data.
+        quiet: show nothing.
+
+    Raises:
+        LimbeckError: parts that do not fit, a folder in use, or a training that went wrong.
+    """
+    folder = Path(out)
+    if (folder / "metrics.jsonl").exists() and not resume:
+        raise ConfigError(f"{folder} holds a run: pass resume=True to go on with it, or another out")
+    settings = engine or Engine()
+    recipe = SimpleNamespace(
+        name=folder.name,
+        teacher=NoTeacher() if teacher is None else Given(lambda: Frozen(Tapped(teacher))),
+        student=Given(lambda: Tapped(student)),
+        objective=config.objectives(objective),
+        selector=All(),
+        views=None,
+        seed=seed,
+    )
+    check_objectives(recipe)
+    chosen = optim or Optim(schedule="cosine")
+    scenario = Static(epochs=epochs, batch_size=batch_size, optim=chosen)
+    with Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
+        source = _source(train, batch_size, session.derive("batches"), fresh)
+        example = next(iter(source.epoch(0)))
+        pair = Pair(recipe, session, Spec(classes=0), example)
+        keeps = source if isinstance(source, Samples) and not fresh else None
+        scenario.train(pair, source, capture=keeps)
+        found: dict[str, Any] = {
+            "recipe": recipe.name, "scenario": "static", "seed": seed, "data": type(train).__name__,
+            "protocol": scenario.protocol(recipe) | {"objective": [repr(o) for o in recipe.objective]},
+        }  # fmt: skip
+        if test is not None:
+            probe = _source(test, scenario.eval_batch_size, 0, fresh, shuffle=False)
+            found |= scenario.measure(pair, probe, [str(c) for c in range(pair.classes)])
+        return finish(folder, session, found)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A network that is there already, in the place of one to build."""
+
+    make: Callable[[], Net]
+
+    def build(self, spec: Spec, generator: torch.Generator) -> Net:
+        """The network."""
+        return self.make()
+
+
+@contextmanager
+def lent(module: nn.Module | None) -> Iterator[None]:
+    """Give a module back with the modes and gradient flags it came with."""
+    modes = [] if module is None else [(part, part.training) for part in module.modules()]
+    flags = [] if module is None else [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter, learns in flags:
+            parameter.requires_grad_(learns)
+
+
+def _source(data: Data, batch_size: int, seed: int, fresh: bool, *, shuffle: bool = True) -> Samples | Loader:
+    if isinstance(data, DataLoader):
+        return Loader(data, seed=seed)
+    dataset = TensorDataset(*data) if isinstance(data, tuple) else data
+    return Samples(dataset, batch_size, seed=seed, shuffle=shuffle, replays=None if fresh else 1)
