@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from limbeck import config
+from limbeck import config, plain
 from limbeck.config import Recipe
 from limbeck.engine.run import Run
 from limbeck.engine.state import variable_state, write_atomically, write_json
@@ -84,6 +84,8 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Result:
     folder = Path(folder)
     if not (folder / "recipe.yaml").exists():
         raise ConfigError(f"{folder} holds no run: there is no recipe.yaml in it; see limbeck run --help")
+    if plain.read(folder / "recipe.yaml").get("made_by"):
+        raise ConfigError(f"{folder} was made by limbeck.distill: call it again with resume=True")
     if (folder / "result.json").exists():
         return Result(folder, json.loads((folder / "result.json").read_text(encoding="utf-8")))
     recipe = config.load(folder / "recipe.yaml")

@@ -129,7 +129,7 @@ def to_plain(recipe: Recipe) -> Plain:
     Raises:
         ConfigError: as in ``dump``.
     """
-    return {f.name: _to_plain(getattr(recipe, f.name), f.name) for f in dataclasses.fields(recipe)}
+    return {f.name: plain_value(getattr(recipe, f.name), f.name) for f in dataclasses.fields(recipe)}
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -260,21 +260,22 @@ def _section(key: str) -> type[Any]:
     return found
 
 
-def _to_plain(value: Any, where: str) -> Any:
+def plain_value(value: Any, where: str) -> Any:
+    """A choice, section or value of a recipe as maps, lists and scalars; ``where`` names it in errors."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = (
             {"name": registry.name_of(value)[1]} if any(map(registry.kind_of, type(value).__mro__)) else {}
         )
         own = {
-            f.name: _to_plain(getattr(value, f.name), f"{where}.{f.name}")
+            f.name: plain_value(getattr(value, f.name), f"{where}.{f.name}")
             for f in dataclasses.fields(value)
             if f.init
         }
         return {**named, **own}
     if isinstance(value, Mapping):
-        return {str(k): _to_plain(v, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): plain_value(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_plain(v, f"{where}.{i}") for i, v in enumerate(value)]
+        return [plain_value(v, f"{where}.{i}") for i, v in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):

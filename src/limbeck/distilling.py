@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from limbeck import config
+from limbeck import config, plain
 from limbeck.api import RUNS, Result, finish
 from limbeck.contracts import Net, Objective, Spec
 from limbeck.data.samples import Loader, Samples
@@ -86,6 +86,8 @@ def distill(
     check_objectives(recipe)
     chosen = optim or Optim(schedule="cosine")
     scenario = Static(epochs=epochs, batch_size=batch_size, optim=chosen)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(plain.write(_record(recipe, scenario, teacher, student)), "utf-8")
     with Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
         source = _source(train, batch_size, session.derive("batches"), fresh)
         example = next(iter(source.epoch(0)))
@@ -100,6 +102,21 @@ def distill(
             probe = _source(test, scenario.eval_batch_size, 0, fresh, shuffle=False)
             found |= scenario.measure(pair, probe, [str(c) for c in range(pair.classes)])
         return finish(folder, session, found)
+
+
+def _record(
+    recipe: Any, scenario: Static, teacher: nn.Module | None, student: nn.Module
+) -> dict[str, Any]:
+    """What a reader may know of the run; the networks themselves live in Python."""
+    return {
+        "name": recipe.name,
+        "made_by": "limbeck.distill",
+        "teacher": None if teacher is None else type(teacher).__name__,
+        "student": type(student).__name__,
+        "objective": config.plain_value(recipe.objective, "objective"),
+        "scenario": config.plain_value(scenario, "scenario"),
+        "seed": recipe.seed,
+    }
 
 
 @dataclass(frozen=True)
