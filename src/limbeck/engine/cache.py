@@ -7,6 +7,7 @@ the folder and is checked against the header inside. Values are plain arrays in 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -66,10 +67,16 @@ class Cache:
         Raises:
             CacheError: the files were altered, or belong to another key, or cannot be written.
         """
-        header = self._header()
-        if header is None or not header["complete"]:
-            self._write(chunks, 0 if header is None else header["rows"], header)
-        self._open()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be filling it just now
+                header = self._header()
+                if header is None or not header["complete"]:
+                    self._write(chunks, 0 if header is None else header["rows"], header)
+                self._open()
+        except OSError as error:
+            raise CacheError(f"cannot write cache {self.folder}: {reason(error)}") from error
 
     def __call__(self, index: Tensor, view: Tensor) -> dict[str, Tensor]:
         """The rows of samples ``index`` [B] in views ``view`` [B], each [B, ...] in float32.
@@ -109,28 +116,24 @@ class Cache:
         """Append the rows from ``start`` on, by plain writes: a full disk is then an error, not a signal."""
         shapes: dict[str, tuple[list[int], str]] = dict(header["shapes"]) if header else {}
         row, flushed = start, time.monotonic()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with ExitStack() as stack:
-                files = {
-                    name: stack.enter_context(self._reopen(name, start * row_bytes(*form)))
-                    for name, form in shapes.items()
-                }
-                for chunk in chunks(start):
-                    for name, values in chunk.items():
-                        stored = values.detach().cpu().contiguous()
-                        stored = stored.to(self.dtype) if stored.is_floating_point() else stored
-                        if name not in files:
-                            shapes[name] = (list(stored.shape[1:]), str(stored.numpy().dtype))
-                            files[name] = stack.enter_context(self._path(name).open("wb"))
-                        files[name].write(stored.numpy().data)
-                    row += len(next(iter(chunk.values())))
-                    if time.monotonic() - flushed > FLUSH_SECONDS:
-                        self._flush(files, shapes, row, complete=False)
-                        flushed = time.monotonic()
-                self._flush(files, shapes, row, complete=True)
-        except OSError as error:
-            raise CacheError(f"cannot write cache {self.folder}: {reason(error)}") from error
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(self._reopen(name, start * row_bytes(*form)))
+                for name, form in shapes.items()
+            }
+            for chunk in chunks(start):
+                for name, values in chunk.items():
+                    stored = values.detach().cpu().contiguous()
+                    stored = stored.to(self.dtype) if stored.is_floating_point() else stored
+                    if name not in files:
+                        shapes[name] = (list(stored.shape[1:]), str(stored.numpy().dtype))
+                        files[name] = stack.enter_context(self._path(name).open("wb"))
+                    files[name].write(stored.numpy().data)
+                row += len(next(iter(chunk.values())))
+                if time.monotonic() - flushed > FLUSH_SECONDS:
+                    self._flush(files, shapes, row, complete=False)
+                    flushed = time.monotonic()
+            self._flush(files, shapes, row, complete=True)
 
     def _reopen(self, name: str, size: int) -> IO[bytes]:
         """The file of an unfinished cache, cut to the ``size`` that its header vouches for."""

@@ -246,6 +246,8 @@ class Run:
         return sorted(int(path.stem) for path in found)
 
     def _find_checkpoint(self) -> None:
+        for cut_off in (self.folder / "checkpoints").glob(".*.tmp"):
+            cut_off.unlink()
         facts = self.folder / "checkpoints" / "facts.json"
         try:
             self._facts = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
