@@ -28,6 +28,7 @@ from limbeck.errors import CacheError
 Rows = Mapping[str, Tensor]
 IN_MEMORY_BYTES = 512 * 2**20
 FLUSH_SECONDS = 10.0
+HEADER = ("key", "shapes", "rows", "complete", "sha256")
 
 
 class Cache:
@@ -103,10 +104,10 @@ class Cache:
             return None
         try:
             header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            same = header["key"] == self.key
-        except (ValueError, KeyError, OSError) as error:
+            key, *_ = (header[field] for field in HEADER)
+        except (ValueError, TypeError, KeyError) as error:
             raise CacheError(f"cache header {path} is damaged: delete the folder {self.folder}") from error
-        if not same:
+        if key != self.key:
             raise CacheError(f"cache {self.folder} was made from something else: delete that folder")
         return header
 

@@ -112,7 +112,7 @@ def read_state(stem: Path) -> State:
         if file_hash(weights) != record["sha256"]:
             raise CheckpointError(f"checkpoint {weights} is damaged: its content is not what was written")
         state: State = unpack(record["state"], load_file(weights))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {stem} is damaged ({type(error).__name__})") from error
     return state
 
