@@ -167,6 +167,32 @@ def network_input(name: str, model_args: Mapping[str, Any]) -> InputSpec:
     return _input_spec(source.cfg, {**source.model_args, **model_args})
 
 
+def describe(name: str, model_args: Mapping[str, Any], network: Any) -> dict[str, Any]:
+    """The ``config.json`` that makes a folder with ``network``'s weights loadable by ``local-dir:FOLDER``.
+
+    Args:
+        name: what the network was made from, as for ``find``.
+        model_args: the arguments that stood in for the network's own.
+        network: the timm network.
+    """
+    source = find(name)
+    args = {**source.model_args, **model_args}
+    args.pop("weight_init", None)  # how it started, not what it is
+    form = _input_spec(source.cfg, args)
+    return {
+        "architecture": source.architecture,
+        "num_classes": int(network.num_classes),
+        "num_features": int(network.num_features),
+        "model_args": args,
+        "pretrained_cfg": {
+            "input_size": [form.channels, form.size, form.size], "fixed_input_size": True,
+            "mean": list(form.mean), "std": list(form.std), "num_classes": int(network.num_classes),
+            "classifier": network.pretrained_cfg.get("classifier"),
+            "first_conv": network.pretrained_cfg.get("first_conv"),
+        },
+    }  # fmt: skip
+
+
 def _input_spec(cfg: Mapping[str, Any], model_args: Mapping[str, Any]) -> InputSpec:
     channels, size, _ = cfg.get("input_size") or (3, 224, 224)
     channels = model_args.get("in_chans", channels)
@@ -354,8 +380,8 @@ def download(source: Source, name: str) -> Path:
         DataError: no such file is known, or it cannot be fetched; the message tells the other ways.
     """
     ways = (
-        "give a local file (weights=FILE.safetensors) or folder (local-dir:FOLDER), one of the shipped networks "
-        f"({', '.join(shipped()) or 'none'}), or random weights (pretrained=false)"
+        "give a local file (weights=FILE.safetensors) or folder (local-dir:FOLDER), a shipped network "
+        f"({', '.join(shipped()) or 'none here'}), or random weights (pretrained=false)"
     )
     repository = source.cfg.get("hf_hub_id")
     if not repository:

@@ -74,11 +74,15 @@ class Tapped(Net):
     """Any network with the forward that the library asks for: ``(batch, taps, teacher) -> Outputs``.
 
     ``network`` is called with ``batch.inputs`` and must return logits [B, C].
+
+    Attributes:
+        description: what a reader of the weights needs to make the network again; None = not known.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.description: dict[str, Any] | None = None
 
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
         """Logits and the tapped features.

@@ -67,7 +67,7 @@ class Static(Scenario):
         )  # fmt: skip
         test = Batches(splits.test, batch_size=self.eval_batch_size, shuffle=False, **pixels)
         spec = Spec(classes=len(splits.train.classes), channels=form.channels, size=form.size)
-        pair = Pair(recipe, run, spec, _first(train, 2))
+        pair = Pair(recipe, run, spec, next(iter(train.in_order(2).epoch(0))))
         self.train(pair, pair.source(train, recipe.selector), capture=train)
         found = self.measure(pair, pair.source(test), list(splits.test.classes))
         return {
@@ -116,10 +116,3 @@ class Static(Scenario):
             "evaluated": "last epoch, on the test split; nothing is chosen on it",
             "interval": "95 %, of the test sample, not of seeds",
         }  # fmt: skip
-
-
-def _first(batches: Batches, count: int) -> Batch:
-    """A batch of the first samples."""
-    index = batches.index[:count]
-    batch: Batch = next(iter(batches.subset(index).epoch(0)))
-    return batch

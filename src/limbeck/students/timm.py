@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from limbeck.contracts import Net, Spec, Student
-from limbeck.nets.backbones import InputSpec, load_network, network_input
+from limbeck.nets.backbones import InputSpec, describe, load_network, network_input
 from limbeck.nets.taps import Tapped
 
 
@@ -45,4 +45,6 @@ class TimmStudent(Student):
             new_head=True,
             generator=generator,
         )
-        return Tapped(network)
+        tapped = Tapped(network)
+        tapped.description = describe(self.model, self.model_args, network)
+        return tapped
