@@ -23,9 +23,9 @@ def square(image: Image.Image, side: int) -> Pixels:
     """The middle square of ``image``, scaled to uint8 [side, side, 3] (RGB, bilinear, antialiased)."""
     width, height = image.size
     edge = min(width, height)
-    left, top = (width - edge) / 2, (height - edge) / 2
-    box = (left, top, left + edge, top + edge)
-    return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box=box))
+    left, top = (width - edge) // 2, (height - edge) // 2
+    middle = image.convert("RGB").crop((left, top, left + edge, top + edge))
+    return np.asarray(middle.resize((side, side), Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
