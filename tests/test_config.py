@@ -150,7 +150,8 @@ def write(folder: Path, **files: str) -> Path:
 def test_maps_merge_lists_replace_and_the_name_is_the_files(tmp_path: Path) -> None:
     write(
         tmp_path,
-        parent="description: old\nscenario: {name: continual, tasks: 5, optim: {lr: 1e-2, name: adam}}\n"
+        parent="description: old\nbaselines: [x]\npredicted: [y]\n"
+        "scenario: {name: continual, tasks: 5, optim: {lr: 1e-2, name: adam}}\n"
         "objective: [labels, kd]\n",
         child="base: parent.yaml\nscenario: {tasks: 2, optim: {name: sgd}}\nobjective: [dkd]\n",
     )

@@ -17,14 +17,19 @@ FLOORS = {
     **dict.fromkeys(("data", "engine"), 1),
     **dict.fromkeys(("teachers", "students", "objectives", "selectors"), 2),
     **dict.fromkeys(("scenarios", "recipes", "report"), 3),
-    **dict.fromkeys(("api", "cli", "catalogue", "doctor", "__init__", "__main__"), 4),
 }
+TOP = 4  # every other module that stands beside the wings: api, cli and what they are made of
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def part(module: Path) -> str:
     """The wing or top-level module that a file belongs to."""
     return module.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def floor(name: str) -> int:
+    """The floor of a wing or a top-level module; a new wing must say its own."""
+    return TOP if (ROOT / f"{name}.py").is_file() else FLOORS[name]
 
 
 def imported(module: Path) -> Iterator[str]:
@@ -47,7 +52,7 @@ def test_imports_run_downward(module: Path) -> None:
         assert set(imported(module)) <= GROUND
         return
     for other in imported(module):
-        assert other in GROUND or FLOORS[other] <= FLOORS[own], f"{own} must not import {other}"
+        assert other in GROUND or floor(other) <= floor(own), f"{own} must not import {other}"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ LEARNERS = {"l2p": "l2p-plus", "dualprompt": "dualprompt", "apt": "apt"}
 METHODS = ("kd", "dkd", "fitnets", "reviewkd", "kd-token", "kdp", "dcdl", "prompt")
 
 
+@functools.cache
 def load(name: str) -> Any:
     return config.load(name)
 
@@ -28,10 +30,10 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def changed(name: str, base: str) -> set[str]:
-    """The paths in which two recipes differ, names and descriptions apart."""
+    """The paths in which two recipes ask for different things."""
     one, other = (flat(config.to_plain(load(n))) for n in (name, base))
     paths = {p for p in {**one, **other} if one.get(p, "absent") != other.get(p, "absent")}
-    return paths - {"name", "description"}
+    return {p for p in paths if p not in plain.WORDS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,6 +49,20 @@ def test_it_validates_and_survives_a_round_trip(name: str) -> None:
 def test_it_says_in_one_line_what_it_is(name: str) -> None:
     assert 10 < len(registry.describe("recipes", name)) <= 110
     assert registry.describe("recipes", name) == load(name).description
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_baselines_are_recipes_of_the_same_question(name: str) -> None:
+    recipe = load(name)
+    for baseline in map(load, recipe.baselines):
+        assert baseline.data == recipe.data
+        assert baseline.scenario.tasks == recipe.scenario.tasks
+        assert config.fingerprint(baseline) != config.fingerprint(recipe)
+    for claim in recipe.predicted:
+        figure, above, other = claim.split(" ")
+        assert above == ">"
+        assert figure.split(".")[0] in ("student", "teacher", "fidelity")
+        assert other in recipe.baselines or other.split(".")[0] in ("student", "teacher")
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

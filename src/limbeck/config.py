@@ -134,8 +134,7 @@ def to_plain(recipe: Recipe) -> Plain:
 
 def fingerprint(recipe: Recipe) -> str:
     """A hash (64 hex digits) of all that a recipe asks for; words about it do not count."""
-    words = ("name", "description", "baselines", "predicted")
-    asked = {k: v for k, v in to_plain(recipe).items() if k not in words}
+    asked = {k: v for k, v in to_plain(recipe).items() if k not in plain.WORDS}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

@@ -30,6 +30,9 @@ SLOTS = {
 }
 """The keys that hold a choice, by its kind. A changed ``name`` there drops the fields of the other."""
 
+WORDS = ("name", "description", "baselines", "predicted")
+"""What is said about a recipe and asks for nothing; a base's words are not those of what is based on it."""
+
 
 class Loader(yaml.SafeLoader):
     """Reads no Python objects; refuses repeated keys."""
@@ -131,8 +134,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Plain:
     if not isinstance(base, str):
         raise ConfigError(f"base of {path.name} is {base!r}: allowed is one recipe's name or .yaml file")
     under = _read(_locate(base, path.parent), (*seen, path.resolve()))
-    under.pop("description", None)
-    return _lay_map(under, own)
+    return _lay_map({key: value for key, value in under.items() if key not in WORDS}, own)
 
 
 def merge(under: Any, over: Any, slot: str = "") -> Any:
