@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Progress
-from limbeck.engine.guards import FiniteFlag, Frozen, check_orphans, gradient_shares
+from limbeck.engine.guards import Before, FiniteFlag, Frozen, check_orphans, gradient_shares
 from limbeck.engine.optim import Optim, trainable_groups
 from limbeck.engine.run import Run
 from limbeck.errors import NonFiniteError
@@ -108,18 +108,21 @@ def fit(
     for turn in turns:
         turn.module.train()
         turn.call = torch.compile(turn.module) if run.settings.compile else turn.module
+    before = Before([turn.module for turn in turns], run.device)
     total, step = epochs * batches.steps, start.step
     for epoch in range(start.epoch, epochs):
         first = start.batch if epoch == start.epoch else 0
         for place, batch in enumerate(batches.epoch(epoch, first), first):
             at = Progress(step=step, steps=total, epoch=epoch, epochs=epochs, task=task, tasks=tasks)
             began = time.perf_counter()
+            before.keep()
             terms: dict[str, dict[str, Tensor]] = {}
             try:
                 for turn in turns:
                     terms[turn.name] = turn.step(batch.to(run.device), at, run)
             except NonFiniteError as error:
                 if not terms:  # else an earlier turn has already stepped: its last checkpoint stands
+                    before.restore()
                     run.save(stage, turns, epoch, place, step)
                 where = f"{stage}, epoch {epoch}, step {step}"
                 raise NonFiniteError(f"{where}: {error}{blame(turns, batch, run)}") from None

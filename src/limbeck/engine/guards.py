@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.state import constant_prefixes
 from limbeck.errors import GuardError, NonFiniteError
 
 
@@ -37,6 +38,43 @@ def checksum(module: nn.Module) -> dict[str, int]:
         name: zlib.crc32(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         for name, value in module.state_dict().items()
     }
+
+
+class Before:
+    """The random state and the buffers from before a step, so that a spoilt step can be taken back.
+
+    Args:
+        modules: what steps are taken of; their constant parts are left out.
+        device: where the random numbers of a step are drawn, besides the CPU.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
+        self.cuda = device if device.type == "cuda" else None
+        self.buffers = [
+            buffer
+            for module in modules
+            for name, buffer in module.named_buffers()
+            if not name.startswith(constant_prefixes(module))
+        ]
+        self.kept = [buffer.clone() for buffer in self.buffers]
+        self.keep()
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember the state as it is now."""
+        self.rng = torch.get_rng_state()
+        self.cuda_rng = None if self.cuda is None else torch.cuda.get_rng_state(self.cuda)
+        for buffer, kept in zip(self.buffers, self.kept, strict=True):
+            kept.copy_(buffer)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Go back to what was kept."""
+        torch.set_rng_state(self.rng)
+        if self.cuda_rng is not None and self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda_rng, self.cuda)
+        for buffer, kept in zip(self.buffers, self.kept, strict=True):
+            buffer.copy_(kept)
 
 
 def check_orphans(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.contracts import Batch, Net
+from limbeck.data.images import Splits
 from limbeck.data.stream import Stream
 from limbeck.engine.run import Run
 from limbeck.errors import NonFiniteError
@@ -106,7 +108,7 @@ def continual(recipe: Any, run: Run, stream: Stream, seen: Sequence[Figures], pr
     last = seen[-1]
     result: Figures = {
         "recipe": recipe.name, "scenario": "continual", "seed": run.seed,
-        "data": stream.splits.train.name, "protocol": protocol(recipe, stream),
+        "data": data_name(stream.splits), "protocol": protocol(recipe, stream),
         "student": _side("student", stream, seen),
         "teacher": _side("teacher", stream, seen) if "teacher" in last else None,
         "fidelity": None,
@@ -143,6 +145,20 @@ def _minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
+def data_name(splits: Splits) -> str:
+    """What figures on the test split are labelled with."""
+    return splits.train.name.removesuffix(" train")
+
+
+def changed(settings: Any) -> dict[str, Any]:
+    """The fields of ``settings`` that differ from their defaults."""
+    return {
+        f.name: getattr(settings, f.name)
+        for f in dataclasses.fields(settings)
+        if getattr(settings, f.name) != f.default
+    }
+
+
 def protocol(recipe: Any, stream: Stream) -> Figures:
     """What a reader must know to compare the figures with others."""
     plan = recipe.scenario
@@ -150,7 +166,7 @@ def protocol(recipe: Any, stream: Stream) -> Figures:
         "tasks": len(stream), "sizes": list(stream.sizes), "class_order": list(stream.class_order),
         "schedule": plan.schedule, "epochs": plan.epochs,
         "teacher_epochs": plan.teacher_side()[0], "batch": plan.batch_size, "drop_last": plan.drop_last,
-        "views": repr(recipe.views), "replay": "none: data of earlier tasks is never read",
+        "views": changed(recipe.views), "replay": "none: data of earlier tasks is never read",
         "head_masking": "training: only the current task's classes; test: all classes seen, no task id",
         "evaluated": "last epoch of each task, on the test split; nothing is chosen on it",
         "query": plan.query, "optimiser": f"{plan.optim.name}, fresh in every task",

@@ -71,7 +71,7 @@ class Static(Scenario):
         self.train(pair, pair.source(train, recipe.selector), capture=train)
         found = self.measure(pair, pair.source(test), list(splits.test.classes))
         return {
-            "recipe": recipe.name, "scenario": "static", "seed": run.seed, "data": splits.train.name,
+            "recipe": recipe.name, "scenario": "static", "seed": run.seed, "data": figures.data_name(splits),
             "protocol": self.protocol(recipe), **found,
         }  # fmt: skip
 
@@ -112,7 +112,7 @@ class Static(Scenario):
         """What a reader must know to compare the figures with others."""
         return {
             "epochs": self.epochs, "batch": self.batch_size, "drop_last": self.drop_last,
-            "views": repr(recipe.views), "optimiser": f"{self.optim.name}, lr {self.optim.lr}",
+            "views": None if recipe.views is None else figures.changed(recipe.views), "optimiser": f"{self.optim.name}, lr {self.optim.lr}",
             "evaluated": "last epoch, on the test split; nothing is chosen on it",
             "interval": "95 %, of the test sample, not of seeds",
         }  # fmt: skip
