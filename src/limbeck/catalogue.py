@@ -15,6 +15,8 @@ from limbeck import plain, registry
 from limbeck.errors import unknown
 
 Listing = dict[str, dict[str, str]]
+SECTION = "section"
+SECTIONS = ("views", "engine")
 
 
 def listing(kind: str | None = None) -> Listing:
@@ -39,10 +41,10 @@ def listing_text(listed: Listing) -> RenderableType:
 
 
 def entries(name: str) -> list[dict[str, Any]]:
-    """Every recipe and choice of that name.
+    """Every recipe, choice and section of that name.
 
     Args:
-        name: ``dkd``, or ``students/prompted_vit`` for one kind.
+        name: ``dkd``, ``students/prompted_vit`` for one kind, or the section ``views`` or ``engine``.
 
     Raises:
         ConfigError: nothing has that name.
@@ -50,7 +52,7 @@ def entries(name: str) -> list[dict[str, Any]]:
     kind, slash, own = name.rpartition("/")
     if slash:
         return [_entry(kind, registry.canonical(kind, own))]
-    every = {(k, n) for k in registry.kinds() for n in registry.names(k)}
+    every = {(k, n) for k in registry.kinds() for n in registry.names(k)} | {(SECTION, s) for s in SECTIONS}
     found = sorted((k, n) for k, n in every if n.replace("-", "_") == name.lower().replace("-", "_"))
     if not found:
         raise unknown("recipe or choice", name, {n for _, n in every})
@@ -58,23 +60,32 @@ def entries(name: str) -> list[dict[str, Any]]:
 
 
 def _entry(kind: str, name: str) -> dict[str, Any]:
-    if kind == "recipes":
-        from limbeck import config
+    from limbeck import config
 
+    if kind == "recipes":
         recipe = config.load(name)
         return {"kind": kind, "name": name, "doc": recipe.description, "recipe": config.to_plain(recipe)}
-    cls = registry.get(kind, name)
+    return _described(kind, name, config.section(name) if kind == SECTION else registry.get(kind, name))
+
+
+def _described(kind: str, name: str, cls: type[Any]) -> dict[str, Any]:
+    """A dataclass for reading, with those that its fields hold."""
+    from limbeck import config
+
     fields = [
         {"name": f.name, "type": _spell_type(f.type), "default": _spell_default(f)}
         for f in dataclasses.fields(cls)
     ]
-    return {"kind": kind, "name": name, "doc": inspect.getdoc(cls) or "", "fields": fields}
+    inner = [_described("fields", key, held) for key, held in config.nested(cls).items()]
+    entry = {"kind": kind, "name": name, "doc": inspect.getdoc(cls) or "", "fields": fields}
+    return entry | ({"inner": inner} if inner else {})
 
 
 def entries_text(found: list[dict[str, Any]]) -> RenderableType:
     """``found`` for reading: what it is, then its fields or its whole YAML."""
     parts: list[RenderableType] = []
-    for entry in found:
+    flat = [e for entry in found for e in (entry, *entry.get("inner", ()))]
+    for entry in flat:
         parts.append(Text(f"{entry['name']} ({entry['kind']})", style="bold"))
         parts += [Text(entry["doc"]), ""]
         if "recipe" in entry:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -86,7 +86,7 @@ def show(name: str, /, *, as_json: Json = False) -> None:
     """Say what a recipe or a choice is, with its fields and their values.
 
     Args:
-        name: A recipe, a choice (dkd), or a choice of one kind (students/prompted_vit).
+        name: A recipe, a choice (dkd; students/prompted_vit for one kind), views or engine.
         as_json: Print it as JSON.
     """
     from limbeck import catalogue
@@ -198,8 +198,16 @@ def main(arguments: list[str] | None = None) -> None:
     except (LimbeckError, CycloptsError) as error:
         if debug:
             raise
-        print(f"limbeck: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, Interrupted) else 2)
+        _fail(str(error), 130 if isinstance(error, Interrupted) else 2)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"limbeck: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _finish(result: Result, as_json: bool) -> None:

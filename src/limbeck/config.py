@@ -96,7 +96,7 @@ def build(given: Mapping[str, Any]) -> Recipe:
 
 def _part(key: str, value: Any, hint: Any) -> Any:
     if key in SECTIONS:
-        return make(_section(key), mapping(value, key), key)
+        return make(section(key), mapping(value, key), key)
     if key == "objective":
         return tuple(_choose(entry, "objectives", where) for entry, where in _objectives(value))
     return _choose(value, SLOTS[key], key) if key in SLOTS else _check(value, hint, key)
@@ -253,10 +253,21 @@ def _choices_of(key: str) -> str:
     return f", choose from {', '.join(registry.names(SLOTS[key]))}" if key in SLOTS else ""
 
 
-def _section(key: str) -> type[Any]:
+def section(key: str) -> type[Any]:
+    """The class of a section that is no choice: a key of ``SECTIONS``."""
     module, _, name = SECTIONS[key].partition(":")
     found: type[Any] = getattr(import_module(module), name)
     return found
+
+
+def nested(cls: type[Any]) -> dict[str, type[Any]]:
+    """The dataclasses that fields of ``cls`` hold and that are no choices, by field name."""
+    held = {
+        key: [m for m in _members(hint) if _is_plain_dataclass(m)]
+        for key, hint in get_type_hints(cls).items()
+    }
+    own = {f.name for f in dataclasses.fields(cls)}
+    return {key: found[0] for key, found in held.items() if key in own and found and not _kind(found[0], key)}
 
 
 def plain_value(value: Any, where: str) -> Any:

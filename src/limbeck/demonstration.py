@@ -14,8 +14,6 @@ from limbeck.engine.state import write_json
 from limbeck.errors import ConfigError
 from limbeck.report.compare import Comparison, compare
 
-GAP = "student.average_accuracy"
-
 
 @dataclass(frozen=True)
 class Demonstration:
@@ -69,8 +67,8 @@ def demonstrate(
         raise ConfigError("there is nothing to demonstrate: name at least one recipe")
     suffix = f"-{label}" if label else ""
     asked = {name: config.load(name, sets) for name in names}
-    against = {b: config.load(b, sets) for recipe in asked.values() for b in recipe.baselines}
-    every = against | asked
+    against = {name: [config.load(b, sets) for b in _baselines(name, r)] for name, r in asked.items()}
+    every = {r.name: r for r in [*(b for each in against.values() for b in each), *asked.values()]}
     work = [
         (replace(recipe, seed=seed), Path(runs) / f"{name}{suffix}-s{seed}")
         for seed in range(seeds)
@@ -78,20 +76,28 @@ def demonstrate(
     ]
     folders = _run_all(work, jobs)
     data, files = {}, []
-    for name, recipe in asked.items():
-        own = [
-            f for (r, _), f in zip(work, folders, strict=True) if r.name in (recipe.name, *recipe.baselines)
-        ]
-        data[name] = seen(recipe, own) | {"command": _command(name, seeds, sets, label)}
-        path = Path(out) / f"{name}{suffix}.json"
-        write_json(path, data[name])
+    for given, recipe in asked.items():
+        baselines = [b.name for b in against[given]]
+        wanted = {recipe.name, *baselines}
+        own = [folder for (r, _), folder in zip(work, folders, strict=True) if r.name in wanted]
+        command = _command(given, seeds, sets, label)
+        data[recipe.name] = seen(recipe, baselines, own) | {"command": command}
+        path = Path(out) / f"{recipe.name}{suffix}.json"
+        write_json(path, data[recipe.name])
         files.append(path)
-    return Demonstration(data, tuple(files), compare(folders, baseline=next(iter(against), None)))
+    first = next((b.name for each in against.values() for b in each), None)
+    return Demonstration(data, tuple(files), compare(folders, baseline=first))
 
 
-def seen(recipe: Recipe, folders: Sequence[Path]) -> dict[str, Any]:
+def _baselines(source: str, recipe: Recipe) -> list[str | Path]:
+    """The recipe's baselines; a file is looked for beside the recipe's own."""
+    here = Path(source).parent
+    return [here / name if name.endswith(".yaml") else name for name in recipe.baselines]
+
+
+def seen(recipe: Recipe, baselines: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
     """The figures of a recipe and its baselines, and their differences seed by seed."""
-    together = [compare(folders, baseline=name) for name in recipe.baselines] or [compare(folders)]
+    together = [compare(folders, baseline=name) for name in baselines] or [compare(folders)]
     first = together[0].data
     own = next(label for label, m in first["methods"].items() if m["recipe"] == recipe.name)
     methods = {
@@ -100,7 +106,7 @@ def seen(recipe: Recipe, folders: Sequence[Path]) -> dict[str, Any]:
     }
     differences = {
         name: each.data["methods"][own]["differences"]
-        for name, each in zip(recipe.baselines, together, strict=False)
+        for name, each in zip(baselines, together, strict=False)
     }
     return {
         "recipe": recipe.name,

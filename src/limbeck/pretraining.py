@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from limbeck import registry
-from limbeck.api import RUNS, Result, load_student, run
+from limbeck.api import RUNS, Result, load_student, resume, run
 from limbeck.data.batches import Batches
 from limbeck.engine.state import write_atomically, write_json
 from limbeck.errors import DataError, unknown
@@ -23,7 +23,8 @@ def pretrain(name: str, *, out: str | Path | None = None, quiet: bool = False) -
 
     Args:
         name: ``limbeck-glyphs-m`` or ``limbeck-glyphs-s``.
-        out: folder of the run; its ``backbone/`` is what the package ships under ``nets/weights/<name>``.
+        out: folder of the run, which goes on where it was cut off; its ``backbone/`` is what the package
+            ships under ``nets/weights/<name>``.
 
     Raises:
         ConfigError: there is no recipe for that name.
@@ -33,11 +34,13 @@ def pretrain(name: str, *, out: str | Path | None = None, quiet: bool = False) -
     }
     if name not in known:
         raise unknown("backbone", name, known)
-    result = run(known[name], out=out or RUNS / known[name], quiet=quiet)
+    folder = Path(out) if out is not None else RUNS / known[name]
+    begun = (folder / "recipe.yaml").exists()
+    result = resume(folder, quiet=quiet) if begun else run(known[name], out=folder, quiet=quiet)
     student = load_student(result.folder)
     network = student.network
     network.reset_classifier(0)
-    folder = result.folder / "backbone"
+    folder = folder / "backbone"
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path))
     write_json(folder / "config.json", student.description | {"num_classes": 0})

@@ -16,10 +16,9 @@ from limbeck.data.images import Splits
 from limbeck.data.stream import Stream
 from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
-from limbeck.engine.state import load_variable_state
 from limbeck.errors import ConfigError
 from limbeck.scenarios.fit_together import check_networks, has_teacher, inputs
-from limbeck.scenarios.pair import build_networks
+from limbeck.scenarios.pair import build_networks, with_weights
 from limbeck.scenarios.session import Session
 
 
@@ -94,8 +93,7 @@ class Continual(Scenario):
         """The student of a finished run, in evaluation mode."""
         shared = self.query == "student"
         student, _ = build_networks(recipe, self.spec(recipe, classes), recipe.seed, shared_query=shared)
-        load_variable_state(student, state)
-        return student.eval()
+        return with_weights(student, state)
 
     def teacher_side(self) -> tuple[int, Optim]:
         """Epochs and optimiser of the teacher."""

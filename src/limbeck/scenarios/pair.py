@@ -17,7 +17,7 @@ from limbeck.engine.distillation import Ask, Distillation, combine
 from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
-from limbeck.engine.state import module_hash
+from limbeck.engine.state import load_variable_state, module_hash
 from limbeck.errors import ShapeError
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.fit_together import has_teacher, named
@@ -219,6 +219,12 @@ def build_networks(
     teacher: Net = recipe.teacher.build(wanted, generator(seed, "teacher")).to(device)
     student.attach_teacher(teacher)
     return student, teacher
+
+
+def with_weights(student: Net, state: dict[str, Tensor]) -> Net:
+    """``student`` with the learnt weights of a finished run, in evaluation mode."""
+    load_variable_state(getattr(student, "network", student), state)
+    return student.eval()
 
 
 def constants(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -13,11 +13,10 @@ from limbeck.engine.capture import Replayable
 from limbeck.engine.fit import Source, Turn, fit
 from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
-from limbeck.engine.state import load_variable_state
 from limbeck.errors import ConfigError
 from limbeck.scenarios import figures
 from limbeck.scenarios.fit_together import check_networks, inputs
-from limbeck.scenarios.pair import Pair, build_networks, constants, remembered
+from limbeck.scenarios.pair import Pair, build_networks, constants, remembered, with_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,7 @@ class Static(Scenario):
         form = inputs(recipe)
         spec = Spec(classes=classes, channels=form.channels, size=form.size)
         student, _ = build_networks(recipe, spec, recipe.seed)
-        load_variable_state(student, state)
-        return student.eval()
+        return with_weights(student, state)
 
     def run(self, recipe: Any, run: Run) -> dict[str, Any]:
         """Train on the recipe's data; returns the figures on its test split."""
@@ -112,7 +110,8 @@ class Static(Scenario):
         """What a reader must know to compare the figures with others."""
         return {
             "epochs": self.epochs, "batch": self.batch_size, "drop_last": self.drop_last,
-            "views": None if recipe.views is None else figures.changed(recipe.views), "optimiser": f"{self.optim.name}, lr {self.optim.lr}",
+            "views": None if recipe.views is None else figures.changed(recipe.views),
+            "optimiser": f"{self.optim.name}, lr {self.optim.lr}",
             "evaluated": "last epoch, on the test split; nothing is chosen on it",
             "interval": "95 %, of the test sample, not of seeds",
         }  # fmt: skip
