@@ -109,6 +109,22 @@ def test_show_a_recipe_fills_in_the_defaults(capsys: pytest.CaptureFixture[str])
     assert re.search(r"kd_prompts: \{length: 6", capsys.readouterr().out)
 
 
+def test_show_tells_of_what_fields_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = said_json(capsys, "show", "scenarios/continual")
+    assert any(f["name"] == "lr" for inner in entry["inner"] for f in inner["fields"])
+    (entry,) = said_json(capsys, "show", "students/prompted_vit")
+    assert {"kd_prompts", "prompt_map"} <= {inner["name"] for inner in entry["inner"]}
+    assert call("show", "students/prompted_vit") == 0
+    assert "kd_prompts (fields)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("section", ["views", "engine"])
+def test_show_a_section(capsys: pytest.CaptureFixture[str], section: str) -> None:
+    (entry,) = said_json(capsys, "show", section)
+    assert entry["kind"] == "section"
+    assert entry["fields"]
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     found = said_json(capsys, "doctor")
     assert found["packages"]["torch"]
@@ -151,6 +167,16 @@ def test_debug_shows_the_traceback() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr(api, "run", full)
+    assert refused(capsys, "run", "cdl-kdp") == "limbeck: runs/x: No space left on device\n"
 
 
 def test_an_interrupted_run_exits_with_130(
