@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import sys
 import types
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import limbeck
 from limbeck import plain, registry
 from limbeck.contracts import Batch, Outputs, Progress
 
@@ -40,6 +43,15 @@ def test_commands_name_recipes_that_exist(page: Path) -> None:
     for name in re.findall(r"limbeck (?:run|show) ([a-z0-9][a-z0-9-]*)\b(?!\.)", page.read_text()):
         if name not in ("cosine",):
             assert any(name in registry.names(kind) for kind in registry.kinds()), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_calls_fit_their_signatures(page: Path) -> None:
+    for text in blocks(page, "python"):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("limbeck."):
+                function = getattr(limbeck, ast.unparse(node.func).removeprefix("limbeck."))
+                inspect.signature(function).bind(*node.args, **{str(k.arg): k.value for k in node.keywords})
 
 
 def test_every_recipe_of_the_stream_stands_in_its_page() -> None:
