@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +180,4 @@ def test_any_network_of_timm_with_a_classifier(folder: Path) -> None:
 
 def test_torchvision_is_left_alone_where_it_loads() -> None:
     assert declare_missing_ops() is False
-
-
-def test_timm_imports_behind_the_package_in_a_fresh_process() -> None:
-    code = "import limbeck.nets, timm, torchvision; timm.create_model('test_vit')"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert torch.ops.torchvision.nms is not None

@@ -7,7 +7,7 @@ tokens, [KD token (v3)]; the backbone's code runs as it is wherever a block has 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +75,8 @@ class PromptedViT(Net):
         self.mapping: nn.Module | None = None
         self.teacher_prompts: TaskPrompts | None = None
         self._teachers: tuple[TaskPrompts, ...] = ()  # the live one; in a tuple, so that it is no submodule
+        depth = len(backbone.blocks)
+        self._taps = {f"blocks.{n}": n % depth for n in range(-depth, depth)} | {"norm": depth}
         self._check_blocks()
 
     def _check_blocks(self) -> None:
@@ -132,7 +134,7 @@ class PromptedViT(Net):
         Raises:
             ShapeError: a tap that is not there, or a query that does not fit.
         """
-        wanted = self._wanted(taps)
+        wanted = {tap: self._block_of(tap) for tap in taps}
         chosen, mapped = self._prompts(batch, teacher)
         x, at = self._sequence(batch.inputs, chosen)
         shared = {} if self.kd_prompts is None else self.kd_prompts.prefixes()
@@ -156,18 +158,14 @@ class PromptedViT(Net):
             prompts=chosen.prefix,
         )
 
-    def _wanted(self, taps: Sequence[str]) -> dict[str, int]:
-        """The block number of each tap; the number behind the last block is the final norm."""
-        wanted = {}
-        for tap in taps:
-            path = resolve(self.backbone, tap)
-            kind, _, number = path.partition(".")
-            if path != "norm" and (kind != "blocks" or not number.isdigit()):
-                raise ShapeError(
-                    f"tap {tap!r} is inside a prompted transformer: tap 'norm' or blocks.0 to blocks.-1"
-                )
-            wanted[tap] = int(number) if number else len(self.backbone.blocks)
-        return wanted
+    def _block_of(self, tap: str) -> int:
+        """The block that a tap names; the number behind the last block is the final norm."""
+        if tap not in self._taps:
+            resolve(self.backbone, tap)
+            raise ShapeError(
+                f"tap {tap!r} is inside a prompted transformer: tap 'norm' or blocks.0 to blocks.-1"
+            )
+        return self._taps[tap]
 
     def _prompts(self, batch: Batch, teacher: Outputs | None) -> tuple[PromptSet, Mapping[int, Prefix]]:
         """The task prompts of the batch, and the teacher's prompts mapped to this network."""

@@ -22,7 +22,8 @@ def resolve(module: nn.Module, path: str) -> str:
     Raises:
         ShapeError: no such submodule; the message names the nearest one.
     """
-    at, done = module, list[str]()
+    at = module
+    done: list[str] = []
     for part in path.split("."):
         children = dict(at.named_children())
         number = int(part) if part.removeprefix("-").isdigit() else None
