@@ -71,8 +71,8 @@ def demonstrate(
     every = {r.name: r for r in [*(b for each in against.values() for b in each), *asked.values()]}
     work = [
         (replace(recipe, seed=seed), Path(runs) / f"{name}{suffix}-s{seed}")
-        for seed in range(seeds)
         for name, recipe in every.items()
+        for seed in range(seeds)
     ]
     folders = _run_all(work, jobs)
     data, files = {}, []
