@@ -122,17 +122,18 @@ def seen(recipe: Recipe, baselines: Sequence[str], folders: Sequence[Path]) -> d
 
 
 def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str, Any]) -> dict[str, Any]:
-    """Whether a prediction ``figure > baseline`` or ``figure > other figure`` was seen.
+    """Whether a prediction was seen: ``figure > baseline``, ``figure < baseline`` or ``figure > other figure``.
 
     ``seen`` is yes or no where the 95 % interval of the paired difference leaves 0 out, else unclear.
     """
-    figure, _, other = (part.strip() for part in claim.partition(">"))
+    sign = "<" if "<" in claim else ">"
+    figure, _, other = (part.strip() for part in claim.partition(sign))
     if other in differences:
         spread = differences[other][figure]
     else:
         ours = methods[own]["figures"]
         spread = _difference(ours[figure], ours[other])
-    low, high = spread["interval"]
+    low, high = sorted(end if sign == ">" else -end for end in spread["interval"])
     answer = "yes" if low > 0 else "no" if high < 0 else "unclear"
     return {"claim": claim, "seen": answer, "difference": spread}
 
