@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from limbeck import config, plain
 from limbeck.config import Recipe
-from limbeck.engine.state import read_state
 from limbeck.nets.backbones import VisionTransformer
 
 SHAPES = {"small": {"embed_dim": 12, "depth": 2}, "large": {"embed_dim": 16, "depth": 3}}
@@ -73,7 +72,7 @@ FRESH = ("views.translate=0.1",)
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """The learnt state of a finished run's student."""
-    state: dict[str, torch.Tensor] = read_state(run / "student" / "student")["net"]
+    state: dict[str, torch.Tensor] = load_file(run / "student" / "model.safetensors")
     return state
 
 
@@ -96,7 +95,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def assert_same(run: Path, other: Path) -> None:
     """Two runs ended with the same bytes of weights, the same figures and the same log."""
-    own, others = (path / "student" / "student.safetensors" for path in (run, other))
+    own, others = (path / "student" / "model.safetensors" for path in (run, other))
     assert own.read_bytes() == others.read_bytes()
     assert figures(run) == figures(other)
     assert lines(run) == lines(other)

@@ -1,0 +1,223 @@
+"""A run that is cut off anywhere and resumed ends like one that was not: the same weights bit for bit, the
+same figures, the same log."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from tests.engine import small, toy
+from torch import nn
+
+from limbeck import api
+from limbeck.engine import state
+from limbeck.engine.fit import fit
+from limbeck.engine.run import Run
+from limbeck.errors import Interrupted
+from limbeck.metrics import cost
+from limbeck.scenarios.session import Session
+
+
+class Killed(BaseException):
+    """Ends a run as ``kill -9`` does: nothing on the way out writes anything."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the report and the timing of forward passes, in which a resume has no part."""
+    monkeypatch.setattr(api, "write_page", lambda _: None)
+    monkeypatch.setattr(cost, "latency", lambda _: 0.0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@functools.cache
+def image_folder(place: Path) -> Path:
+    """Digits as image files, read when asked for."""
+    digits = load_digits()
+    for number, (pixels, label) in enumerate(zip(digits.images[:240], digits.target[:240], strict=True)):
+        path = place / "images" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15).astype(np.uint8)).save(path)
+    return place / "images"
+
+
+VARIANTS: dict[str, Callable[[Path], tuple[str, ...]]] = {
+    "plain": lambda _: (),
+    "no cache": lambda _: ("engine.cache=false",),
+    "joint": lambda _: small.JOINT,
+    "fresh views": lambda _: small.FRESH,
+    "replayed views": lambda _: small.REPLAYED,
+    "selected": lambda _: ("selector={name: random, fraction: 0.6}",),
+    "lazy": lambda place: (f"data={{name: folder, root: {image_folder(place)}, side: 8}}", *small.FRESH),
+    "dualprompt": lambda _: (
+        "student.prompts={name: dualprompt, g_blocks: [0], e_blocks: [1]}",
+        "teacher.prompts={name: dualprompt, g_blocks: [0], e_blocks: [1]}",
+    ),
+    "apt": lambda _: ("student.prompts={name: apt}", "teacher.prompts={name: apt}"),
+}
+
+
+def begin(place: Path, variant: str, folder: Path, *more: str) -> None:
+    caches = f"engine.cache_root={folder}.caches"
+    api.run(small.recipe(place, *VARIANTS[variant](place), caches, *more), out=folder, quiet=True)
+
+
+@functools.cache
+def uninterrupted(place: Path, variant: str) -> Path:
+    folder = place / variant
+    begin(place, variant, folder)
+    return folder
+
+
+def dies_at(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    call: int,
+    last_act: Callable[..., Any] | None = None,
+) -> None:
+    """The process ends in the given call (from 1) of a function, after its ``last_act``."""
+    calls = 0
+    true = getattr(owner, name)
+
+    def deadly(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if last_act is not None:
+                last_act(*arguments, **named)
+            raise Killed
+        return true(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, deadly)
+
+
+def half_a_file(_: Any, path: Path) -> None:
+    path.write_bytes(b"\x40\x00\x00\x00\x00\x00\x00\x00{")
+
+
+STEPS = 15  # of a stage; joint has one stage a task, the others two
+EVERY_STEP = "engine.checkpoint_seconds=0"
+
+POINTS: dict[str, tuple[str, tuple[Any, str, int], tuple[str, ...]]] = {
+    "teacher, first stage": ("plain", (Run, "diagnoses", 7), ()),
+    "teacher, second task": ("plain", (Run, "diagnoses", 2 * STEPS + 7), (EVERY_STEP,)),
+    "student, first task": ("plain", (Run, "diagnoses", STEPS + 7), (EVERY_STEP,)),
+    "student, second task": ("fresh views", (Run, "diagnoses", 3 * STEPS + 9), (EVERY_STEP,)),
+    "student, before a checkpoint": ("replayed views", (Run, "diagnoses", 3 * STEPS + 4), ()),
+    "student, replayed views": ("replayed views", (Run, "diagnoses", 3 * STEPS + 9), (EVERY_STEP,)),
+    "without caches": ("no cache", (Run, "diagnoses", 3 * STEPS + 9), (EVERY_STEP,)),
+    "joint": ("joint", (Run, "diagnoses", 2 * STEPS + 9), (EVERY_STEP,)),
+    "a selection": ("selected", (Run, "diagnoses", 33), (EVERY_STEP,)),
+    "a lazy data set": ("lazy", (Run, "diagnoses", 27), (EVERY_STEP,)),
+    "expert prompts": ("dualprompt", (Run, "diagnoses", 3 * STEPS + 9), (EVERY_STEP,)),
+    "averaged prompts": ("apt", (Run, "diagnoses", 3 * STEPS + 9), (EVERY_STEP,)),
+    "between stages": ("plain", (Run, "enter", 4), ()),
+    "evaluation": ("plain", (Session, "_measure", 2), ()),
+    "the last figures": ("plain", (api, "save_student", 1), ()),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_and_resumed(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    variant, end, settings = POINTS[point]
+    whole = uninterrupted(place, variant)
+    with monkeypatch.context() as deadly:
+        dies_at(deadly, *end)
+        with pytest.raises(Killed):
+            begin(place, variant, tmp_path / "run", *settings)
+    api.resume(tmp_path / "run", quiet=True)
+    small.assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "last_act"),
+    [("save_file", half_a_file), ("save_file", None), ("write_json", None)],
+    ids=["half of the weights", "before the weights", "between weights and facts"],
+)
+def test_killed_while_a_checkpoint_is_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, last_act: Any
+) -> None:
+    whole = uninterrupted(place, "plain")
+    with monkeypatch.context() as deadly:
+        dies_at(deadly, state, name, 2 * STEPS, last_act)
+        with pytest.raises(Killed):
+            begin(place, "plain", tmp_path / "run", EVERY_STEP)
+    api.resume(tmp_path / "run", quiet=True)
+    small.assert_same(tmp_path / "run", whole)
+
+
+def test_killed_again_and_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = uninterrupted(place, "replayed views")
+    with monkeypatch.context() as deadly, pytest.raises(Killed):
+        dies_at(deadly, Run, "diagnoses", 11)
+        begin(place, "replayed views", tmp_path / "run", EVERY_STEP)
+    for _ in range(3):
+        with monkeypatch.context() as deadly, pytest.raises(Killed):
+            dies_at(deadly, Run, "diagnoses", 14)
+            api.resume(tmp_path / "run", quiet=True)
+    api.resume(tmp_path / "run", quiet=True)
+    small.assert_same(tmp_path / "run", whole)
+
+
+def test_a_damaged_checkpoint_costs_steps_but_no_bits(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = uninterrupted(place, "plain")
+    with monkeypatch.context() as deadly, pytest.raises(Killed):
+        dies_at(deadly, Run, "diagnoses", 2 * STEPS + 7)
+        begin(place, "plain", tmp_path / "run", EVERY_STEP)
+    newest = toy.checkpoints(tmp_path / "run")[-1].with_suffix(".safetensors")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    api.resume(tmp_path / "run")
+    assert f"checkpoint {newest} is damaged" in capsys.readouterr().err
+    small.assert_same(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_not_run_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = uninterrupted(place, "plain")
+    dies_at(monkeypatch, Run, "__init__", 1)
+    assert api.resume(whole).data == json.loads((whole / "result.json").read_text())
+
+
+def test_caches_are_gone_when_a_run_is_done(place: Path) -> None:
+    assert not (uninterrupted(place, "replayed views") / "cache").exists()
+
+
+def test_stopped_after_every_step(tmp_path: Path) -> None:
+    """The log holds each line once, wherever a run was stopped; so do weights and random numbers."""
+
+    def attempt(folder: Path, resume: bool, stop: bool) -> nn.Module:
+        module = toy.Step()
+        with toy.run(folder, resume=resume, log_every=3, diagnose_every=4) as run:
+            run.modules = nn.ModuleDict({"student": module})
+            for stage in ("one", "two"):
+                if stop:
+                    run.stop.set()
+                fit(run, stage, [toy.turn(module)], toy.Source(), 2)
+        return module
+
+    clean = attempt(tmp_path / "clean", False, False)
+    stops = 0
+    while True:
+        try:
+            module = attempt(tmp_path / "stopped", stops > 0, True)
+            break
+        except Interrupted as error:
+            stops += 1
+            assert str(error).endswith(f"continue with: limbeck resume {tmp_path / 'stopped'}")
+    assert stops == 16
+    assert all(map(torch.equal, clean.state_dict().values(), module.state_dict().values()))
+    assert small.lines(tmp_path / "stopped") == small.lines(tmp_path / "clean")
