@@ -19,29 +19,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pairs import PAPER, SHIPPED, Ready, Setting, random_weights
 from side_by_side import arguments, in_turn, medians, ratio, scratch_run, write
 from torch import Tensor
 
-from limbeck import config
-from limbeck.contracts import Batch, Progress, Spec
+from limbeck.contracts import Batch, Progress
 from limbeck.data.batches import Batches
-from limbeck.data.stream import Stream
 from limbeck.data.views import Views
 from limbeck.engine.fit import Source, Turn
-from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
 from limbeck.scenarios.pair import Pair, constants, remembered
 
-TASK = 1  # the second: the components of an earlier task are there and frozen
 WARMUP = 3
 REQUIRED = {"replayed": 3.0, "fresh": 1.25}
 AUGMENT: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (0.75, 4 / 3), "flip": 0.5}
-LARGE = "cdl-kdp-vit-b-s-cifar100"  # the paper's setting, on small images and with random weights
-RANDOM = [
-    "student.backbone=vit_small_patch16_224", "student.pretrained=false",
-    "teacher.backbone=vit_base_patch16_224", "teacher.pretrained=false",
-    "data=digits", "scenario.tasks=5",
-]  # fmt: skip
 Sides = dict[str, Callable[[], object]]
 Window = tuple[int, int]
 
@@ -95,7 +86,7 @@ def agree(turn: Turn, published: Published, batch: Batch) -> dict[str, float]:
     own = dict(turn.module.get_submodule("student").named_parameters())
     mine = torch.autograd.grad(ours, [own[n] for n in named])
     other = torch.autograd.grad(theirs, published.learned)
-    loss = float((ours - theirs).abs() / theirs.abs())
+    loss = float((ours - theirs).detach().abs() / theirs.detach().abs())
     gradient = max(
         float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)) for a, b in zip(mine, other, strict=True)
     )
@@ -103,12 +94,13 @@ def agree(turn: Turn, published: Published, batch: Batch) -> dict[str, float]:
     return {"loss": loss, "gradient": gradient}
 
 
-def sides(pair: Pair, batches: Batches, window: Window, optim: Optim) -> tuple[Sides, dict[str, float]]:
+def sides(ready: Ready, batches: Batches) -> tuple[Sides, dict[str, float]]:
     """The engine's step and the published one over the same batches, and how far they differ."""
+    pair, optim = ready.pair, ready.recipe.scenario.optim
     captured = pair.captured_teacher(batches, epochs=1000)
     ask = pair.ask_live if captured is None else remembered(captured)
-    turn = Turn("student", pair.distillation(window, ask), optim, constants(pair.nets()))
-    source, published = pair.source(batches), Published(pair, window, turn)
+    turn = Turn("student", pair.distillation(ready.window, ask), optim, constants(pair.nets()))
+    source, published = pair.source(batches), Published(pair, ready.window, turn)
     seen = agree(turn, published, next(iter(source.epoch(0))))
     ours, theirs = endless(source), endless(batches)
     at = Progress(step=5, steps=1000, epochs=20)  # a step that is not among those that are diagnosed
@@ -118,50 +110,29 @@ def sides(pair: Pair, batches: Batches, window: Window, optim: Optim) -> tuple[S
     }, seen
 
 
-def measure(run: Run, name: str, sets: list[str], size: int, batch: int, samples: int, repeats: int) -> Any:
+def measure(run: Run, setting: Setting, repeats: int) -> dict[str, Any]:
     """Both kinds of views of one pair of networks."""
-    recipe = config.load(name, sets)
-    splits, plan = recipe.data.load(), recipe.scenario
-    stream = Stream(splits, plan.tasks, None, None, 0)
-    task, form = stream.task(TASK), recipe.student.input_spec()
-    spec = Spec(classes=len(stream.classes), tasks=plan.tasks, channels=form.channels, size=size)
-    zeros = torch.zeros(2, dtype=torch.int64)
-    example = Batch(inputs=torch.rand(2, form.channels, size, size), labels=zeros, index=zeros, view=zeros)
-    pair = Pair(recipe, run, spec, example)
-    for number in range(TASK + 1):
-        for who, net in pair.nets().items():
-            net.start_task(number, run.generator(who, "task", number))
-    pair.teach(False)
-    pair.student.train()
-    rows, window = {}, (task.start, task.stop)
+    ready = setting.build(run)
+    rows = {}
     for kind, views in {"replayed": Views(count=2, **AUGMENT), "fresh": Views(**AUGMENT)}.items():
-        batches = Batches(
-            splits.train, task.train_index[:samples], stream.train_labels, views, batch_size=batch,
-            size=size, channels=form.channels, mean=form.mean, std=form.std, drop_last=True,
-        )  # fmt: skip
-        steps, seen = sides(pair, batches, window, plan.optim)
+        steps, seen = sides(ready, ready.batches(views))
         times = in_turn(steps, repeats, WARMUP)
         rows[kind] = {
             "faster": ratio(times, "published", "engine"), "required": REQUIRED[kind],
             "ms": medians(times), "difference": seen,
         }  # fmt: skip
-    shape = {"image": size, "batch": batch, "student": widths(pair.student), "teacher": widths(pair.teacher)}
-    return {"pair": name, **shape, **rows}
-
-
-def widths(net: Any) -> str:
-    """Width x depth."""
-    return f"{net.width} x {len(net.backbone.blocks)}"
+    return ready.shape() | rows
 
 
 def main() -> None:
     """Measure the pair of the paper's sizes and the shipped one."""
     given = arguments(__doc__, 15, "continual_step.json").parse_args()
+    sets = random_weights("vit_small_patch16_224", "vit_base_patch16_224")
+    paper, shipped = Setting(PAPER, sets, 96, 16, 64), Setting(SHIPPED, given.set, 28, 50, 250)
     figures = []
-    with scratch_run(given.threads) as run:
-        figures.append(measure(run, LARGE, RANDOM, 96, 16, 64, given.repeats))
-    with scratch_run(given.threads) as run:
-        figures.append(measure(run, "cdl-kdp", given.set, 28, 50, 250, 10 * given.repeats))
+    for setting, repeats in ((paper, given.repeats), (shipped, 10 * given.repeats)):
+        with scratch_run(given.threads) as run:
+            figures.append(measure(run, setting, repeats))
     write(given.out, given.repeats, figures)
 
 
