@@ -122,7 +122,7 @@ def seen(recipe: Recipe, baselines: Sequence[str], folders: Sequence[Path]) -> d
 
 
 def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str, Any]) -> dict[str, Any]:
-    """Whether a prediction was seen: ``figure > baseline``, ``figure < baseline`` or ``figure > other figure``.
+    """Whether a prediction was seen: ``figure > baseline``, ``<`` alike, or ``figure > other figure``.
 
     ``seen`` is yes or no where the 95 % interval of the paired difference leaves 0 out, else unclear.
     """

@@ -104,9 +104,7 @@ def distill(
         return finish(folder, session, found)
 
 
-def _record(
-    recipe: Any, scenario: Static, teacher: nn.Module | None, student: nn.Module
-) -> dict[str, Any]:
+def _record(recipe: Any, scenario: Static, teacher: nn.Module | None, student: nn.Module) -> dict[str, Any]:
     """What a reader may know of the run; the networks themselves live in Python."""
     return {
         "name": recipe.name,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMED = 40  # choices that one line names
+
 
 class LimbeckError(Exception):
     """Something that the user can mend. The message is one line."""
@@ -65,4 +67,6 @@ def unknown(kind: str, name: str, choices: Iterable[str], *, where: str = "") ->
     close = nearest(name, names)
     hint = f"did you mean {close!r}? " if close else ""
     place = f" at {where}" if where else ""
-    return ConfigError(f"unknown {kind} {name!r}{place}: {hint}choose from {', '.join(names) or 'nothing'}")
+    rest = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    listed = ", ".join(names[:MOST_NAMED]) or "nothing"
+    return ConfigError(f"unknown {kind} {name!r}{place}: {hint}choose from {listed}{rest}")

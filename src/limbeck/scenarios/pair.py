@@ -34,12 +34,17 @@ class Pair:
         spec: what the networks are built for.
         example: a batch for the dry run that sizes the objectives' adapters.
         shared_query: whether the student's query also selects the teacher's prompts.
+
+    Attributes:
+        order: where a teacher was trained before on the data set's own class numbers: that number of each
+            of the student's classes; None = both number alike.
     """
 
     def __init__(
         self, recipe: Any, run: Run, spec: Spec, example: Batch, *, shared_query: bool = True
     ) -> None:
         self.run, self.selector = run, recipe.selector
+        self.order: Tensor | None = None
         self.objectives = named(recipe)
         self.needs = combine(self.objectives)
         self.root = shared.cache_root(run)
@@ -119,7 +124,11 @@ class Pair:
         self.teacher.eval()
         told = batch if self.query_net is not None else replace(batch, query=None)
         outputs: Outputs = self.teacher(told, taps=self.needs.teacher)
-        return outputs.detach()
+        return replace(outputs, logits=self.arranged("teacher", outputs.logits)).detach()
+
+    def arranged(self, who: str, logits: Tensor) -> Tensor:
+        """``logits`` [B, C] in the student's numbering of the classes."""
+        return logits if self.order is None or who == "student" else logits[:, self.order]
 
     def with_query(self, batch: Batch) -> Batch:
         """The batch with the student's query."""
@@ -185,7 +194,8 @@ class Pair:
                     for name, net in nets.items():
                         own = net is self.student or self.query_net is not None
                         told = moved if own else replace(moved, query=None)
-                        said[name].append(net.predict(net(told))[:, :classes].float().cpu())
+                        logits = self.arranged(name, net.predict(net(told)))
+                        said[name].append(logits[:, :classes].float().cpu())
         return {name: torch.cat(parts) for name, parts in said.items()}, torch.cat(labels)
 
 
@@ -217,8 +227,28 @@ def build_networks(
     dim = student.query_dim if shared_query else None
     wanted = replace(spec, query_dim=dim)
     teacher: Net = recipe.teacher.build(wanted, generator(seed, "teacher")).to(device)
+    renormalise(recipe, teacher)
     student.attach_teacher(teacher)
     return student, teacher
+
+
+def renormalise(recipe: Any, teacher: Net) -> None:
+    """Images come as the student expects them: let the teacher see them as it does, where that differs."""
+    if not (hasattr(recipe.student, "input_spec") and hasattr(recipe.teacher, "input_spec")):
+        return
+    ours, theirs = recipe.student.input_spec(), recipe.teacher.input_spec()
+    if (ours.mean, ours.std) == (theirs.mean, theirs.std):
+        return
+    mean, std, to_mean, to_std = (
+        torch.tensor(values).reshape(-1, 1, 1) for values in (ours.mean, ours.std, theirs.mean, theirs.std)
+    )
+
+    def see(_net: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        batch: Batch = given[0]
+        scale, shift = (std / to_std).to(batch.inputs), ((mean - to_mean) / to_std).to(batch.inputs)
+        return (replace(batch, inputs=batch.inputs * scale + shift), *given[1:])
+
+    teacher.register_forward_pre_hook(see)
 
 
 def with_weights(student: Net, state: dict[str, Tensor]) -> Net:

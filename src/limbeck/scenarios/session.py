@@ -33,6 +33,8 @@ class Session:
         spec = self.plan.spec(recipe, len(self.stream.classes))
         self.pair = Pair(recipe, run, spec, self._example(2), shared_query=self.plan.query == "student")
         self.student, self.teacher = self.pair.student, self.pair.teacher
+        if not self.pair.learns:
+            self.pair.order = torch.tensor(self.stream.class_order)
         self.tests: list[Source] = []
         self.seen: list[dict[str, Any]] = []
         self._announce()
@@ -67,6 +69,8 @@ class Session:
     def teacher_phase(self) -> None:
         """The teacher learns the task's labels; one that learnt them before in the same way is taken over."""
         assert self.teacher is not None
+        if not self.pair.learns:  # it was trained before, on all classes
+            return
         stage, (epochs, optim) = f"task{self.task.number}/teacher", self.plan.teacher_side()
         reuse = self.run.settings.reuse_teachers
         self.pair.teach(True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -25,6 +25,8 @@ class PromptedViTStudent(Student):
         weights: a local safetensors file in place of the named weights.
         pretrained: False = a random backbone, for trials only.
         blocks: keep only the first blocks of the backbone.
+        normalise: give the backbone images with the mean and deviation it was trained with; False = the
+            values in [0, 1] as they are, as the CODA-Prompt and CDL codes do.
         prompts: the prompt learner; None = a linear probe on the frozen backbone.
         kd_prompts: KD token and KD prompts with their own head (v2, v3, v4 of CDL); None = off.
         prompt_map: mapped teacher prompts with their own head (v1 of CDL); None = off.
@@ -35,6 +37,7 @@ class PromptedViTStudent(Student):
     weights: str | None = None
     pretrained: bool = True
     blocks: int | None = None
+    normalise: bool = True
     prompts: PromptLearner | None = field(default_factory=CODA)
     kd_prompts: KDPrompts | None = None
     prompt_map: PromptMap | None = None
@@ -48,7 +51,10 @@ class PromptedViTStudent(Student):
 
     def input_spec(self) -> InputSpec:
         """What images the backbone expects, without reading its weights."""
-        return input_spec(self.backbone)
+        spec = input_spec(self.backbone)
+        if self.normalise:
+            return spec
+        return replace(spec, mean=(0.0,) * spec.channels, std=(1.0,) * spec.channels)
 
     def build(self, spec: Spec, generator: torch.Generator) -> PromptedViT:
         """See ``Network.build``."""

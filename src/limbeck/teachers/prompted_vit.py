@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,6 +22,8 @@ class PromptedViTTeacher(Teacher):
         weights: a local safetensors file in place of the named weights.
         pretrained: False = a random backbone, for trials only.
         blocks: keep only the first blocks of the backbone.
+        normalise: give the backbone images with the mean and deviation it was trained with; False = the
+            values in [0, 1] as they are, as the CODA-Prompt and CDL codes do.
         prompts: the prompt learner; None = a linear probe on the frozen backbone.
     """
 
@@ -29,11 +31,15 @@ class PromptedViTTeacher(Teacher):
     weights: str | None = None
     pretrained: bool = True
     blocks: int | None = None
+    normalise: bool = True
     prompts: PromptLearner | None = field(default_factory=CODA)
 
     def input_spec(self) -> InputSpec:
         """What images the backbone expects, without reading its weights."""
-        return input_spec(self.backbone)
+        spec = input_spec(self.backbone)
+        if self.normalise:
+            return spec
+        return replace(spec, mean=(0.0,) * spec.channels, std=(1.0,) * spec.channels)
 
     def build(self, spec: Spec, generator: torch.Generator) -> PromptedViT:
         """See ``Network.build``. In CDL ``spec.query_dim`` is the student's width: the query is shared."""
