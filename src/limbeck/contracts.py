@@ -190,6 +190,13 @@ class Net(nn.Module):
     def finish_task(self) -> None:
         """Settle what was learnt in the task that ends."""
 
+    def key_accuracy(self, query: Tensor, task: int) -> Tensor | None:
+        """Share of ``query`` [N, query_dim], all of ``task``, that find that task's prompts, in [0, 1].
+
+        None where no key stands for a task.
+        """
+        return None
+
     def attach_teacher(self, teacher: Net) -> None:
         """Keep what this network needs of its teacher when it is used without one."""
 

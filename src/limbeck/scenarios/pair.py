@@ -198,6 +198,22 @@ class Pair:
                         said[name].append(logits[:, :classes].float().cpu())
         return {name: torch.cat(parts) for name, parts in said.items()}, torch.cat(labels)
 
+    @torch.no_grad()
+    def key_accuracy(self, who: str, tests: Sequence[Source]) -> list[float] | None:
+        """Percent of each task's test samples that find the task's own prompts; None where no key is a
+        task's, or where the network selects by a query of its own."""
+        net = self.nets()[who]
+        if net.query_dim is None or (net is self.teacher and self.query_net is None):
+            return None
+        shares = []
+        for task, source in enumerate(tests):
+            queries = [self.with_query(batch.to(self.run.device)).query for batch in source.epoch(0)]
+            share = net.key_accuracy(torch.cat([q for q in queries if q is not None]), task)
+            if share is None:
+                return None
+            shares.append(100 * float(share))
+        return shares
+
 
 class Selected:
     """Batches over what a selector finds worth a step in each epoch."""

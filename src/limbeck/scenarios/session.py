@@ -162,7 +162,11 @@ class Session:
     def _measure(self) -> dict[str, Any]:
         logits, labels = self.pair.answers(self.tests, self.task.stop)
         last = self.task.number + 1 == self.plan.tasks
-        return figures.measure(logits, labels, self.stream, self.task.number, full=last)
+        found = figures.measure(logits, labels, self.stream, self.task.number, full=last)
+        if last:
+            for who in self.pair.nets():
+                found[who]["key_accuracy"] = self.pair.key_accuracy(who, self.tests)
+        return found
 
     def _announce(self) -> None:
         """Tell the meter how many steps the run will take."""

@@ -93,6 +93,10 @@ class TaskPrompts(nn.Module):
         """Mirror the counters that were loaded."""
         self.task = int(self.task_count)
 
+    def key_accuracy(self, query: Tensor, task: int) -> Tensor | None:
+        """Share of ``query`` [N, d], all of ``task``, that find its prompts; None where no key is one's."""
+        return None
+
     def forward(self, query: Tensor) -> PromptSet:
         """The prompts for ``query`` [B, d]; training or evaluation by ``self.training``."""
         return PromptSet()
