@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from limbeck import api, config
 from limbeck.config import Recipe
 from limbeck.engine.state import write_json
 from limbeck.errors import ConfigError
-from limbeck.report.compare import Comparison, compare
+from limbeck.report.compare import Comparison, Spread, compare
+from limbeck.report.figures import lookup
+from limbeck.report.seen import write_index
+
+TEACHER = ("teacher.average_accuracy", "teacher.just_learned", "teacher.forgetting.cdl")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def demonstrate(
         path = Path(out) / f"{recipe.name}{suffix}.json"
         write_json(path, data[recipe.name])
         files.append(path)
+    write_index(Path(out))
     first = next((b.name for each in against.values() for b in each), None)
     return Demonstration(data, tuple(files), compare(folders, baseline=first))
 
@@ -101,7 +107,11 @@ def seen(recipe: Recipe, baselines: Sequence[str], folders: Sequence[Path]) -> d
     first = together[0].data
     own = next(label for label, m in first["methods"].items() if m["recipe"] == recipe.name)
     methods = {
-        label: {"recipe": m["recipe"], "seeds": sorted(map(int, m["runs"])), "figures": m["figures"]}
+        label: {
+            "recipe": m["recipe"],
+            "seeds": sorted(map(int, m["runs"])),
+            "figures": m["figures"] | teacher_figures(m["runs"]),
+        }
         for label, m in first["methods"].items()
     }
     differences = {
@@ -119,6 +129,20 @@ def seen(recipe: Recipe, baselines: Sequence[str], folders: Sequence[Path]) -> d
         "predicted": [verdict(claim, own, methods, differences) for claim in recipe.predicted],
         "versions": api.versions(),
     }
+
+
+def teacher_figures(runs: Mapping[str, str]) -> dict[str, Any]:
+    """The teacher's figures over seeds, from the runs' folders by seed; none where there is no teacher."""
+    results = {
+        int(seed): json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
+        for seed, folder in runs.items()
+    }
+    found = {}
+    for path in TEACHER:
+        values = {seed: lookup(result, path) for seed, result in results.items()}
+        if all(value is not None for value in values.values()):
+            found[path] = Spread(values).as_dict()
+    return found
 
 
 def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str, Any]) -> dict[str, Any]:
@@ -139,8 +163,6 @@ def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    from limbeck.report.compare import Spread
-
     values = {int(s): one["values"][s] - other["values"][s] for s in one["values"]}
     return Spread(values).as_dict()
 
