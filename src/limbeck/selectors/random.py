@@ -19,6 +19,9 @@ class Random(Selector):
     Every sample is equally likely in every epoch and none is drawn twice in one. The part is rounded up,
     so that some sample is always left.
 
+    Attributes:
+        fraction: share of the samples, in (0, 1].
+
     Raises:
         ConfigError: ``fraction`` is not in (0, 1].
     """

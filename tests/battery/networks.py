@@ -1,0 +1,83 @@
+"""What the batteries of teachers and students build: every choice of a wing at a tiny size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tests.engine.small import backbone
+from torch import nn
+
+from limbeck import registry
+from limbeck.contracts import Batch, Net, Spec
+from limbeck.nets.backbones import InputSpec, VisionTransformer
+
+SPEC = Spec(classes=6, tasks=2, channels=1, size=8)
+IMAGES = InputSpec(channels=1, size=8, mean=(0.5,), std=(0.5,))
+
+
+def tiny() -> nn.Module:
+    """A network of the user's own, with weights, buffers and noise in training."""
+    body = [nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, SPEC.classes)]
+    return nn.Sequential(*body)
+
+
+def classifier(folder: Path) -> str:
+    """A timm network with a trained head, in a local folder."""
+    place = folder / "classifier"
+    if not place.exists():
+        args = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 1, "num_heads": 2}
+        torch.manual_seed(5)
+        place.mkdir()
+        save_file(VisionTransformer(**args, num_classes=6).state_dict(), place / "model.safetensors")
+        cfg = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.5], "num_classes": 6, "classifier": "head"}
+        about = {
+            "architecture": "vit_tiny_patch16_224",
+            "model_args": args,
+            "num_classes": 6,
+            "pretrained_cfg": cfg,
+        }
+        (place / "config.json").write_text(json.dumps(about))
+    return f"local-dir:{place}"
+
+
+def example(kind: str, name: str, folder: Path) -> Any:
+    """The choice with its defaults, and tiny parts for the fields that name some.
+
+    A choice that needs a field of another name fails here: add a part for it.
+    """
+    cls = registry.get(kind, name)
+    parts = {
+        "backbone": backbone(folder, "small"),
+        "prompts": registry.get("prompts", "coda")(pool=4, length=4, blocks=(0,)),
+        "model": classifier(folder),
+        "target": "tests.battery.networks:tiny",
+        "images": IMAGES,
+    }
+    return cls(**{f.name: parts[f.name] for f in dataclasses.fields(cls) if f.name in parts})
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def build(choice: Any, seed: int = 0) -> Net:
+    net: Net = choice.build(SPEC, seeded(seed))
+    return net
+
+
+def batch(count: int = 5) -> Batch:
+    index = torch.arange(count)
+    inputs = torch.randn(count, SPEC.channels, SPEC.size, SPEC.size, generator=seeded(7))
+    return Batch(inputs=inputs, labels=index % SPEC.classes, index=index, view=0 * index)
+
+
+def ordered(given: Batch, order: torch.Tensor) -> Batch:
+    """The same samples in another order, or some of them."""
+    return dataclasses.replace(
+        given, inputs=given.inputs[order], labels=given.labels[order], index=order, view=given.view[order]
+    )
