@@ -2,8 +2,9 @@
 
 The student learns with CODA and KD prompts from labels and from a prompted teacher (KDP). As published
 (arXiv 2407.13911 and the code it builds on), each step runs the query network once for the teacher and once
-for the student, asks the live teacher, and makes gradients of all frozen weights of the student, which
-nothing reads. Both sides use the same modules, weights and batches; loss and gradient are compared first.
+for the student, asks the live teacher, takes all tokens through the last blocks, and makes gradients of all
+frozen weights of the student, which nothing reads. Both sides use the same modules, weights and batches;
+loss and gradient are compared first.
 
 replayed: two views of each sample in turn; query and teacher are asked once and read from the cache.
 fresh: a new view of each sample in each epoch; the teacher answers live.
@@ -31,6 +32,7 @@ from limbeck.engine.run import Run
 from limbeck.scenarios.pair import Pair, constants, remembered
 
 WARMUP = 3
+WHOLE = ("norm",)  # the engine takes only the tokens that are read through the last block; this asks for all
 REQUIRED = {"replayed": 3.0, "fresh": 1.25}
 AUGMENT: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (0.75, 4 / 3), "flip": 0.5}
 Sides = dict[str, Callable[[], object]]
@@ -53,8 +55,8 @@ class Published:
     def loss(self, batch: Batch) -> Tensor:
         """0.5 of the masked cross entropy and 0.5 of the softened divergence, T = 2."""
         with torch.no_grad():
-            told = self.teacher(replace(batch, query=self.student.query(batch.inputs)))
-        said = self.student(replace(batch, query=self.student.query(batch.inputs)))
+            told = self.teacher(replace(batch, query=self.student.query(batch.inputs)), taps=WHOLE)
+        said = self.student(replace(batch, query=self.student.query(batch.inputs)), taps=WHOLE)
         start, stop = self.window
         seen = said.logits[:, :stop]
         masked = torch.cat((torch.full_like(seen[:, :start], -torch.inf), seen[:, start:]), dim=1)
