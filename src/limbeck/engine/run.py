@@ -80,7 +80,8 @@ class Run:
         self._saved = time.monotonic()
         self._began = time.monotonic()
         self._facts: dict[str, Any] = {}
-        self._teacher = (0.0, 0.0)
+        self.stage = ""
+        self._teacher_seconds = self._teacher_before = self._spent_before = 0.0
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self._find_checkpoint()
@@ -117,7 +118,7 @@ class Run:
 
     def teacher_share(self) -> float:
         """Share of the teacher's answers in the time of all steps so far, in [0, 1]."""
-        return min(self._teacher[0] / max(self._teacher[1], 1e-9), 1.0)
+        return min(self._teacher_seconds / max(self._spent_before, 1e-9), 1.0)
 
     def total_seconds(self) -> float:
         """Time since this attempt at the run began."""
@@ -133,7 +134,7 @@ class Run:
 
     def enter(self, stage: str, turns: Sequence[Turn]) -> Position | None:
         """Where ``stage`` starts; None when there is nothing left to do in it."""
-        self._stage_began = time.monotonic()
+        self.stage, self._teacher_before = stage, 0.0
         if self.pending is not None:
             state = self.pending
             if state["stage"] != stage:
@@ -206,11 +207,11 @@ class Run:
 
     def shares(self, turn: str, at: Progress, shares: dict[str, float]) -> None:
         """Log each term's share of the gradient; report those under 1 %."""
-        self.log("gradient_share", stage=f"task{at.task}/{turn}", task=at.task, step=at.step, shares=shares)
+        self.log("gradient_share", stage=self.stage, turn=turn, task=at.task, step=at.step, shares=shares)
         small = [name for name, share in shares.items() if share < SMALL_SHARE]
         if len(shares) > 1 and small:
             text = f"under 1 % of the gradient: {', '.join(small)}"
-            self.warn(f"task {at.task}, {turn}, step {at.step}: {text}")
+            self.warn(f"{self.stage}, {turn}, step {at.step}: {text}")
 
     # Inside
 
@@ -224,9 +225,10 @@ class Run:
         values = dict(zip(flat, torch.stack([v.float() for v in flat.values()]).tolist(), strict=True))
         teacher = sum(getattr(turn.module, "teacher_seconds", 0.0) for turn in turns)
         spent = sum(self.seconds.values())
-        share = (teacher - self._teacher[0]) / max(spent - self._teacher[1], 1e-9)
-        self._teacher = (teacher, spent)
-        share = min(max(share, 0.0), 1.0)
+        asked = teacher - self._teacher_before
+        share = min(asked / max(spent - self._spent_before, 1e-9), 1.0)
+        self._teacher_seconds += asked
+        self._teacher_before, self._spent_before = teacher, spent
         self.meter.show(sum(values.values()), values, share)
         self.log(
             "step", stage=stage, task=at.task, epoch=at.epoch, step=at.step, loss=sum(values.values()),
