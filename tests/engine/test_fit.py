@@ -89,7 +89,7 @@ def test_shares_of_the_gradient_are_logged(tmp_path: Path) -> None:
 def test_a_term_without_weight_is_reported(tmp_path: Path) -> None:
     trained(tmp_path, Step(small=1e-6), diagnose_every=100)
     (line,) = log(tmp_path, "warning")
-    assert line["text"] .endswith(", student, step 1: under 1 % of the gradient: size")
+    assert line["text"].endswith("train, student, step 1: under 1 % of the gradient: size")
 
 
 def test_measuring_shares_changes_nothing(tmp_path: Path) -> None:

@@ -207,6 +207,27 @@ def test_the_pass_stops_behind_the_last_tap(net: Any, batch: Any) -> None:
 # Prepended prompts
 
 
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize(
+    "kd", [None, KDP, KDPrompts(length=4, strict=True), KDPrompts(layers=1, position="start", init="zeros")]
+)
+@pytest.mark.parametrize("prompts", [CODA2, APT()])
+def test_last_block_of_the_read_tokens_alone_equals_the_whole(
+    prompts: Any, kd: Any, mode: bool, net: Any, batch: Any
+) -> None:
+    model = net(prompts, kd=kd).train(mode)
+    for parameter in model.prompts.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    short, whole = model(batch()), model(batch(), taps=("norm",))
+    torch.testing.assert_close(short.logits, whole.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(short.soft, whole.soft, rtol=1e-4, atol=1e-5)
+    ours, theirs = (grads(said.logits.square().sum() + said.soft.sum(), model) for said in (short, whole))
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(
+            ours[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()) + 1e-6
+        )
+
+
 def test_prepended_prompts_lengthen_the_sequence_and_are_read(net: Any, batch: Any) -> None:
     student = net(L2P(pool=4, length=3, top_k=2))
     torch.nn.init.normal_(student.head.weight, generator=torch.Generator().manual_seed(0))

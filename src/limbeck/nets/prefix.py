@@ -49,6 +49,7 @@ def prefix_attention(
     *,
     additive: Additive | None = None,
     mask: Tensor | None = None,
+    read: Sequence[int] | None = None,
 ) -> Tensor:
     """Self-attention over ``x`` whose keys and values are ``[*prefixes, x]``.
 
@@ -60,15 +61,15 @@ def prefix_attention(
         additive: vectors added to one token's key and value.
         mask: [N, sum of L + N] or broadcastable to [B, heads, N, sum of L + N]; bool (True = may attend) or
             additive.
+        read: positions of the n tokens whose outputs are asked for; None = all.
 
     Returns:
-        [B, N, D].
+        [B, N, D], or [B, n, D] with ``read``.
 
     Source: Li and Liang 2021 (prefix tuning) in the form of DualPrompt, eq. 3, and CODA-Prompt, eq. 6.
     """
-    batch, tokens, _ = x.shape
-    qkv = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
+    asking = tokens_at(x, read)
+    q, k, v = _projections(attn, x) if read is None else _projections_apart(attn, x, asking)
     q, k = attn.q_norm(q), attn.k_norm(k)
     if additive is not None:
         k = _add_at(k, additive.position, _heads(additive.key[None], attn, k))
@@ -76,8 +77,33 @@ def prefix_attention(
     k = torch.cat([*(_heads(key, attn, k) for key, _ in prefixes), k], dim=2)
     v = torch.cat([*(_heads(value, attn, v) for _, value in prefixes), v], dim=2)
     dropout = attn.attn_drop.p if attn.training else 0.0
+    if mask is not None:
+        mask = tokens_at(mask, read)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=attn.scale)
-    return _project(attn, x, y.transpose(1, 2).reshape(batch, tokens, -1))
+    return _project(attn, asking, y.transpose(1, 2).flatten(2))
+
+
+def tokens_at(x: Tensor, read: Sequence[int] | None) -> Tensor:
+    """The tokens at positions ``read`` of [..., N, D]; all where that is None."""
+    if read is None:
+        return x
+    return torch.cat([x.narrow(-2, position, 1) for position in read], dim=-2)
+
+
+def _projections(attn: Attention, x: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values of ``x``, each [B, heads, N, D / heads]."""
+    batch, tokens, _ = x.shape
+    qkv: Tensor = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim)
+    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _projections_apart(attn: Attention, x: Tensor, asking: Tensor) -> tuple[Tensor, ...]:
+    """Queries of the tokens ``asking`` [B, n, D] alone, keys and values of all of ``x``."""
+    weight, bias, width = attn.qkv.weight, attn.qkv.bias, attn.num_heads * attn.head_dim
+    q = F.linear(asking, weight[:width], None if bias is None else bias[:width])
+    kv = F.linear(x, weight[width:], None if bias is None else bias[width:])
+    split = (part.view(*part.shape[:2], attn.num_heads, -1) for part in (q, *kv.chunk(2, dim=-1)))
+    return tuple(part.transpose(1, 2) for part in split)
 
 
 def _project(attn: Attention, x: Tensor, y: Tensor) -> Tensor:
@@ -101,9 +127,14 @@ def _add_at(x: Tensor, position: int, value: Tensor) -> Tensor:
     return torch.cat((x[:, :, :position], token, x[:, :, position + 1 :]), dim=2)
 
 
+def promptable(block: nn.Module) -> bool:
+    """Whether ``block`` is one whose attention a prefix can enter."""
+    return type(block) in (Block, ResPostBlock) and type(getattr(block, "attn", None)) is Attention
+
+
 def check_promptable(block: nn.Module, path: str) -> None:
-    """Raise ``ShapeError`` unless ``block`` is one whose attention a prefix can enter."""
-    if type(block) not in (Block, ResPostBlock) or type(getattr(block, "attn", None)) is not Attention:
+    """Raise ``ShapeError`` unless a prefix can enter the attention of ``block``."""
+    if not promptable(block):
         attention = type(getattr(block, "attn", None)).__name__
         raise ShapeError(
             f"{path} is a {type(block).__name__} with {attention}, which takes no prefix prompts: "
@@ -118,23 +149,25 @@ def prompted_block(
     *,
     additive: Additive | None = None,
     mask: Tensor | None = None,
+    read: Sequence[int] | None = None,
 ) -> Tensor:
-    """Run one timm block on ``x`` [B, N, D]; timm's own forward where nothing is added.
+    """Run one timm block on ``x`` [B, N, D]; timm's own forward where nothing is added or left out.
 
-    The other arguments are those of ``prefix_attention``.
+    The other arguments are those of ``prefix_attention``; with ``read`` the result is [B, n, D].
     """
-    if not prefixes and additive is None and mask is None:
+    if not prefixes and additive is None and mask is None and read is None:
         out: Tensor = block(x)
         return out
 
     def attend(tokens: Tensor) -> Tensor:
-        return prefix_attention(block.attn, tokens, prefixes, additive=additive, mask=mask)
+        return prefix_attention(block.attn, tokens, prefixes, additive=additive, mask=mask, read=read)
 
     y: Tensor
+    asking = tokens_at(x, read)
     if isinstance(block, ResPostBlock):
-        y = x + block.drop_path1(block.norm1(attend(x)))
+        y = asking + block.drop_path1(block.norm1(attend(x)))
         y = y + block.drop_path2(block.norm2(block.mlp(y)))
     else:
-        y = x + block.drop_path1(block.ls1(attend(block.norm1(x))))
+        y = asking + block.drop_path1(block.ls1(attend(block.norm1(x))))
         y = y + block.drop_path2(block.ls2(block.mlp(block.norm2(y))))
     return y

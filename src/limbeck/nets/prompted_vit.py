@@ -18,7 +18,7 @@ from limbeck.contracts import Batch, Net, Outputs
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.nets.heads import build_head
 from limbeck.nets.kd_prompts import KDBank, strict_mask
-from limbeck.nets.prefix import Additive, Prefix, check_promptable, prompted_block
+from limbeck.nets.prefix import Additive, Prefix, check_promptable, promptable, prompted_block
 from limbeck.nets.prompt_map import PromptMap
 from limbeck.nets.prompts import PromptSet, TaskPrompts
 from limbeck.nets.taps import resolve
@@ -31,6 +31,14 @@ class _Layout(NamedTuple):
     own_start: int
     own: int
     kd_at: int | None
+
+    def read(self) -> tuple[int, ...]:
+        """Positions of the class token and the KD token."""
+        return (self.own_start,) if self.kd_at is None else (self.own_start, self.kd_at)
+
+    def left(self) -> _Layout:
+        """The layout when nothing but the tokens of ``read`` is left."""
+        return _Layout(0, 0, 1, None if self.kd_at is None else 1)
 
 
 class PromptedViT(Net):
@@ -89,6 +97,14 @@ class PromptedViT(Net):
             prompted |= set(self.prompt_map_config.blocks)
         for block in sorted(prompted):
             check_promptable(self.backbone.blocks[block], f"blocks.{block}")
+        # Nothing reads the other tokens of the last block, unless they are tapped or pooled.
+        self._reads_two = (
+            bool(prompted)
+            and not self.prompts.reads_prompts
+            and self.backbone.has_class_token
+            and self.backbone.global_pool == "token"
+            and promptable(self.backbone.blocks[-1])
+        )
         if self.prompts.additive and not self.backbone.has_class_token:
             raise ShapeError("additive prompts need a class token, and this backbone has none")
 
@@ -140,15 +156,17 @@ class PromptedViT(Net):
         shared = {} if self.kd_prompts is None else self.kd_prompts.prefixes()
         depth = len(self.backbone.blocks)
         last = depth if logits or depth in wanted.values() else max(wanted.values(), default=-1) + 1
+        short = self._reads_two and logits and max(wanted.values(), default=-1) < depth - 1
         outputs: dict[int, Tensor] = {}
         for number in range(last):
             task = [group[number] for group in (chosen.prefix, mapped) if number in group]
-            x = self._block(number, x, task, shared.get(number), chosen.additive.get(number), at)
+            read = at.read() if short and number == depth - 1 else None
+            x = self._block(number, x, task, shared.get(number), chosen.additive.get(number), at, read)
             if number in wanted.values():
                 outputs[number] = x
         if last == depth:
             x = outputs[depth] = self.backbone.norm(x)
-        z, z_kd = self._logits(x, at) if logits else (x.new_empty(len(x), 0), None)
+        z, z_kd = self._logits(x, at.left() if short else at) if logits else (x.new_empty(len(x), 0), None)
         losses = {"prompt": chosen.loss} if self.training and chosen.loss is not None else {}
         return Outputs(
             logits=z,
@@ -225,8 +243,9 @@ class PromptedViT(Net):
         shared: Prefix | None,
         additive: Prefix | None,
         at: _Layout,
+        read: tuple[int, ...] | None,
     ) -> Tensor:
-        """One block with its task prompts, its KD prompts and its additive vectors."""
+        """One block with its task prompts, its KD prompts and its additive vectors (``prompted_block``)."""
         mask = None
         if self.kd_prompts is not None and self.kd_prompts.config.strict and at.kd_at is not None:
             task_rows = sum(keys.shape[-2] for keys, _ in task)
@@ -234,7 +253,8 @@ class PromptedViT(Net):
             mask = strict_mask(x.shape[1], at.kd_at, task_rows, kd_rows, x.device)
         groups = task if shared is None else [*task, shared]
         vectors = None if additive is None else Additive(at.own_start, *additive)
-        return prompted_block(self.backbone.blocks[number], x, groups, additive=vectors, mask=mask)
+        block = self.backbone.blocks[number]
+        return prompted_block(block, x, groups, additive=vectors, mask=mask, read=read)
 
     def _logits(self, x: Tensor, at: _Layout) -> tuple[Tensor, Tensor | None]:
         """Both heads' logits from the tokens [B, N, D] behind the final norm."""
@@ -265,6 +285,10 @@ class PromptedViT(Net):
         for live in self._teachers:
             if self.teacher_prompts is not None:
                 self.teacher_prompts.load_state_dict(live.state_dict())
+
+    def key_accuracy(self, query: Tensor, task: int) -> Tensor | None:
+        """See ``Net.key_accuracy``."""
+        return self.prompts.key_accuracy(query, task)
 
     def attach_teacher(self, teacher: Net) -> None:
         """Build the mapping of the teacher's prompts, and keep a frozen copy of these for test time.
