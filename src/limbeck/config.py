@@ -43,8 +43,8 @@ class Recipe:
         engine: settings of the machine, a ``limbeck.engine.settings.Engine``.
         seed: the root of all randomness.
         baselines: recipes that ``demonstrate`` sets it against.
-        predicted: what its paper leads one to expect, as ``figure > baseline`` or ``figure > figure``, or ``<``,
-            with figures as dotted paths of ``result.json``; ``demonstrate`` says whether it was seen.
+        predicted: what its paper leads one to expect, as ``figure > baseline`` or ``figure > figure`` or
+            with ``<``; figures are dotted paths of ``result.json``; ``demonstrate`` says whether it was seen.
     """
 
     name: str

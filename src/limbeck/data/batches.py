@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections import deque
@@ -16,12 +15,11 @@ import torch
 from torch import Tensor
 
 from limbeck.contracts import Batch
-from limbeck.data import chance
 from limbeck.data.images import ImageSet, Pixels, Positions, check_labels
+from limbeck.data.ordered import Ordered
 from limbeck.data.views import Views
 from limbeck.errors import ConfigError, DataError
 
-_ORDER = 101  # purpose of the draw, apart from those of the views
 _CHUNK = 512  # images rendered at a time when a whole view is kept
 
 
@@ -93,7 +91,7 @@ class Store:
         return self._pixels[rows]
 
 
-class Batches:
+class Batches(Ordered):
     """Batches over some samples of an image set.
 
     The order is a pure function of (seed, epoch) and a view one of (seed, sample, view), so
@@ -101,9 +99,7 @@ class Batches:
     A lazy source is read ahead by a few threads; the order stays.
 
     Attributes:
-        index: positions [count] of the samples, int64.
         labels: labels [N] of the whole image set, in the numbering that batches carry.
-        batch_size: samples per batch; the last batch is smaller unless ``drop_last``.
     """
 
     def __init__(
@@ -181,25 +177,9 @@ class Batches:
             )
 
     @property
-    def count(self) -> int:
-        """Samples that an epoch goes over (before ``drop_last``)."""
-        return len(self.index)
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
-
-    @property
     def replays(self) -> int | None:
         """Number of different views of each sample; None where every epoch brings fresh ones."""
         return 1 if self.views.plain else self.views.count
-
-    def in_order(self, batch_size: int) -> Self:
-        """The same samples and views in the order of the index, none left out."""
-        plain = copy.copy(self)
-        plain.shuffle, plain.drop_last, plain.batch_size = False, False, batch_size
-        return plain
 
     def subset(self, index: Tensor) -> Self:
         """The same batches over a part of the samples; what is kept in memory is shared.
@@ -233,17 +213,11 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches ``start``, ``start + 1``, ... of ``epoch``; nothing random is carried over."""
-        order = self._order(epoch)
-        parts = list(torch.split(order, self.batch_size))[start : self.steps]
+        parts = list(self.parts(epoch, start))
         view = self.views.number(epoch)
         if not self.images.lazy:
             return (self._batch(part, view) for part in parts)
         return self._ahead(parts, view)
-
-    def _order(self, epoch: int) -> Tensor:
-        if not self.shuffle:
-            return self.index
-        return self.index[torch.from_numpy(chance.order(self.count, self.seed, _ORDER, epoch))]
 
     def _batch(self, index: Tensor, view: int) -> Batch:
         return Batch(

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterator, Sized
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from limbeck.contracts import Batch
-from limbeck.data import chance
+from limbeck.data.ordered import Ordered
 from limbeck.errors import DataError
 
-_ORDER = 102  # purpose of the draw
 
-
-class Samples:
+class Samples(Ordered):
     """Batches over a map-style data set of ``(input, label)``, in an order that can be replayed.
 
     Args:
@@ -52,22 +50,6 @@ class Samples:
         self.shuffle, self.drop_last, self.replays = shuffle, drop_last, replays
         self.index = torch.arange(len(dataset))
 
-    @property
-    def count(self) -> int:
-        """Number of samples."""
-        return len(self.index)
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
-
-    def in_order(self, batch_size: int) -> Self:
-        """The same samples in order, none left out."""
-        plain = copy.copy(self)
-        plain.shuffle, plain.drop_last, plain.batch_size = False, False, batch_size
-        return plain
-
     def describe(self) -> dict[str, Any]:
         """What the samples are, as far as that can be told: tensors by content, others by type and length."""
         digest = hashlib.sha256(type(self.dataset).__name__.encode())
@@ -78,10 +60,7 @@ class Samples:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from step ``start`` on."""
-        order = self.index
-        if self.shuffle:
-            order = order[torch.from_numpy(chance.order(self.count, self.seed, _ORDER, epoch))]
-        for part in list(torch.split(order, self.batch_size))[start : self.steps]:
+        for part in self.parts(epoch, start):
             if isinstance(self.dataset, TensorDataset):
                 inputs, labels = self.dataset[part]
             else:
@@ -104,11 +83,12 @@ class Loader:
         """Batches per epoch."""
         return len(self.loader)
 
+    def _seed_of(self, epoch: int) -> int:
+        return int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch``; those before ``start`` are drawn and dropped."""
-        state = (
-            torch.Generator().manual_seed(int(chance.order(2**20, self.seed, _ORDER, epoch)[0])).get_state()
-        )
+        state = torch.Generator().manual_seed(self._seed_of(epoch)).get_state()
         if self.loader.generator is not None:
             self.loader.generator.set_state(state)
         source: Iterator[Any] | None = None

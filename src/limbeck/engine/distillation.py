@@ -73,10 +73,10 @@ class Distillation(nn.Module):
         return self.last
 
     def with_query(self, batch: Batch) -> Batch:
-        """The batch with query features, computed where it carries none."""
-        if batch.query is None and self.query is not None:
-            return replace(batch, query=self.query(batch.inputs))
-        return batch
+        """The batch with query features, computed where it carries none; without, where none are needed."""
+        if self.query is None:
+            return batch if batch.query is None else replace(batch, query=None)
+        return replace(batch, query=self.query(batch.inputs)) if batch.query is None else batch
 
     def taught(self, batch: Batch) -> Outputs | None:
         """What the teacher says, without a graph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +12,26 @@ from torch import nn
 
 from limbeck.contracts import Spec
 from limbeck.errors import CheckpointError, ConfigError, ShapeError, unknown
-from limbeck.nets.backbones import read_weights, seeded
+from limbeck.nets.backbones import InputSpec, read_weights, seeded
+from limbeck.nets.taps import Tapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenModule:
+    """A network by import path or as it is; the fields are described where it is chosen."""
+
+    target: Any
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    images: InputSpec
+
+    def input_spec(self) -> InputSpec:
+        """What images the network expects."""
+        return self.images
+
+    def tapped(self, spec: Spec, generator: torch.Generator) -> Tapped:
+        """The network; errors as ``make_module``."""
+        return Tapped(make_module(self.target, self.kwargs, self.weights, spec, generator))
 
 
 def make_module(

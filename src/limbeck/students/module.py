@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from limbeck.contracts import Net, Spec, Student
-from limbeck.nets.backbones import InputSpec
-from limbeck.nets.modules import make_module
-from limbeck.nets.taps import Tapped
+from limbeck.nets.modules import GivenModule
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModuleStudent(Student):
+class ModuleStudent(GivenModule, Student):
     """Any ``torch.nn.Module`` from images to logits; all of it learns.
 
     Attributes:
@@ -25,16 +21,6 @@ class ModuleStudent(Student):
         images: what images it expects.
     """
 
-    target: Any
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-    images: InputSpec
-
-    def input_spec(self) -> InputSpec:
-        """What images the network expects."""
-        return self.images
-
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """See ``Network.build``."""
-        network = make_module(self.target, self.kwargs, self.weights, spec, generator)
-        return Tapped(network)
+        return self.tapped(spec, generator)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 
 from limbeck.contracts import Spec, Student
 from limbeck.errors import ConfigError
-from limbeck.nets.backbones import InputSpec, input_spec, load_backbone
 from limbeck.nets.kd_prompts import KDPrompts
 from limbeck.nets.prompt_map import PromptMap
+from limbeck.nets.prompted_backbone import PromptedBackbone
 from limbeck.nets.prompted_vit import PromptedViT
-from limbeck.nets.prompts import PromptLearner
-from limbeck.nets.prompts.coda import CODA
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptedViTStudent(Student):
+class PromptedViTStudent(PromptedBackbone, Student):
     """A frozen vision transformer with task prompts, and KD prompts or mapped teacher prompts besides.
 
     Attributes:
@@ -34,11 +32,6 @@ class PromptedViTStudent(Student):
     """
 
     backbone: str = "limbeck-glyphs-s"
-    weights: str | None = None
-    pretrained: bool = True
-    blocks: int | None = None
-    normalise: bool = True
-    prompts: PromptLearner | None = field(default_factory=CODA)
     kd_prompts: KDPrompts | None = None
     prompt_map: PromptMap | None = None
     share: float = 0.5
@@ -49,34 +42,8 @@ class PromptedViTStudent(Student):
         if self.kd_prompts is not None and self.prompt_map is not None:
             raise ConfigError("kd_prompts and prompt_map both bring the second head: choose one of them")
 
-    def input_spec(self) -> InputSpec:
-        """What images the backbone expects, without reading its weights."""
-        spec = input_spec(self.backbone)
-        if self.normalise:
-            return spec
-        return replace(spec, mean=(0.0,) * spec.channels, std=(1.0,) * spec.channels)
-
     def build(self, spec: Spec, generator: torch.Generator) -> PromptedViT:
         """See ``Network.build``."""
-        backbone = load_backbone(
-            self.backbone,
-            pretrained=self.pretrained,
-            weights=self.weights,
-            blocks=self.blocks,
-            spec=spec,
-            generator=generator,
-        )
-        width, depth = backbone.embed_dim, len(backbone.blocks)
-        query_dim = width if spec.query_dim is None else spec.query_dim
-        prompts = (self.prompts or PromptLearner()).build(query_dim, width, depth, spec.tasks, generator)
-        bank = None if self.kd_prompts is None else self.kd_prompts.build(width, depth, generator)
-        return PromptedViT(
-            backbone,
-            prompts,
-            spec.classes,
-            generator=generator,
-            query_dim=query_dim,
-            kd_prompts=bank,
-            prompt_map=self.prompt_map,
-            share=self.share,
+        return self.prompted(
+            spec, generator, kd_prompts=self.kd_prompts, prompt_map=self.prompt_map, share=self.share
         )

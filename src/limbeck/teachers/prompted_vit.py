@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 
 from limbeck.contracts import Spec, Teacher
-from limbeck.nets.backbones import InputSpec, input_spec, load_backbone
+from limbeck.nets.prompted_backbone import PromptedBackbone
 from limbeck.nets.prompted_vit import PromptedViT
-from limbeck.nets.prompts import PromptLearner
-from limbeck.nets.prompts.coda import CODA
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptedViTTeacher(Teacher):
+class PromptedViTTeacher(PromptedBackbone, Teacher):
     """A frozen vision transformer with task prompts; it learns in its own phase and is frozen by the engine.
 
     Attributes:
@@ -28,30 +26,7 @@ class PromptedViTTeacher(Teacher):
     """
 
     backbone: str = "limbeck-glyphs-m"
-    weights: str | None = None
-    pretrained: bool = True
-    blocks: int | None = None
-    normalise: bool = True
-    prompts: PromptLearner | None = field(default_factory=CODA)
-
-    def input_spec(self) -> InputSpec:
-        """What images the backbone expects, without reading its weights."""
-        spec = input_spec(self.backbone)
-        if self.normalise:
-            return spec
-        return replace(spec, mean=(0.0,) * spec.channels, std=(1.0,) * spec.channels)
 
     def build(self, spec: Spec, generator: torch.Generator) -> PromptedViT:
         """See ``Network.build``. In CDL ``spec.query_dim`` is the student's width: the query is shared."""
-        backbone = load_backbone(
-            self.backbone,
-            pretrained=self.pretrained,
-            weights=self.weights,
-            blocks=self.blocks,
-            spec=spec,
-            generator=generator,
-        )
-        width, depth = backbone.embed_dim, len(backbone.blocks)
-        query_dim = width if spec.query_dim is None else spec.query_dim
-        prompts = (self.prompts or PromptLearner()).build(query_dim, width, depth, spec.tasks, generator)
-        return PromptedViT(backbone, prompts, spec.classes, generator=generator, query_dim=query_dim)
+        return self.prompted(spec, generator)
