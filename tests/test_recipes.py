@@ -60,7 +60,7 @@ def test_baselines_are_recipes_of_the_same_question(name: str) -> None:
         assert config.fingerprint(baseline) != config.fingerprint(recipe)
     for claim in recipe.predicted:
         figure, above, other = claim.split(" ")
-        assert above == ">"
+        assert above in (">", "<")
         assert figure.split(".")[0] in ("student", "teacher", "fidelity")
         assert other in recipe.baselines or other.split(".")[0] in ("student", "teacher")
 

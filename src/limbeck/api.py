@@ -63,9 +63,9 @@ def run(
         recipe = config.load(recipe, sets, seed)
     folder = Path(out) if out is not None else RUNS / f"{recipe.name}-s{recipe.seed}"
     if (folder / "recipe.yaml").exists():
-        state = "finished" if (folder / "result.json").exists() else "unfinished"
+        state = "a finished" if (folder / "result.json").exists() else "an unfinished"
         raise ConfigError(
-            f"{folder} holds a {state} run: name another folder with --out, delete it, "
+            f"{folder} holds {state} run: name another folder with --out, delete it, "
             f"or go on with it by: limbeck resume {folder}"
         )
     recipe.scenario.check(recipe)

@@ -164,4 +164,8 @@ def load_variable_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     if own != set(state):
         odd = sorted(own ^ set(state))[0]
         raise CheckpointError(f"the checkpoint does not fit this run: {odd!r} is in only one of the two")
-    module.load_state_dict(state, strict=False)
+    try:
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"the checkpoint does not fit this run: {detail}") from error
