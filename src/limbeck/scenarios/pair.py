@@ -74,7 +74,7 @@ class Pair:
         self.student.eval()
         own = self.student(example, taps=self.needs.student, teacher=taught)
         self.classes = own.logits.shape[1]
-        if taught is not None and taught.logits.shape[1] != self.classes:
+        if taught is not None and self.needs.teacher_logits and taught.logits.shape[1] != self.classes:
             raise ShapeError(
                 f"the teacher has {taught.logits.shape[1]} classes and the student {self.classes}: "
                 "give both a classifier for the same classes"
