@@ -8,18 +8,19 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from limbeck import config, plain
 from limbeck.config import Recipe
 from limbeck.engine.run import Run
 from limbeck.engine.state import variable_state, write_atomically, write_json
 from limbeck.errors import ConfigError
+from limbeck.nets.backbones import read_weights
 from limbeck.report.page import write_page
 
 RUNS = Path("runs")
@@ -61,8 +62,12 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         recipe = config.load(recipe, sets, seed)
+    elif sets:
+        raise ConfigError("sets change a recipe by name or file: give config.load(name, sets) for a Recipe")
+    elif seed is not None:
+        recipe = replace(recipe, seed=seed)
     folder = Path(out) if out is not None else RUNS / f"{recipe.name}-s{recipe.seed}"
-    if (folder / "recipe.yaml").exists():
+    if any((folder / "checkpoints").glob("*.json")) or (folder / "result.json").exists():
         state = "a finished" if (folder / "result.json").exists() else "an unfinished"
         raise ConfigError(
             f"{folder} holds {state} run: name another folder with --out, delete it, "
@@ -86,11 +91,20 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Result:
         raise ConfigError(f"{folder} holds no run: there is no recipe.yaml in it; see limbeck run --help")
     if plain.read(folder / "recipe.yaml").get("made_by"):
         raise ConfigError(f"{folder} was made by limbeck.distill: call it again with resume=True")
-    if (folder / "result.json").exists():
-        return Result(folder, json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    if known := read_result(folder):
+        return Result(folder, known)
     recipe = config.load(folder / "recipe.yaml")
     recipe.scenario.check(recipe)
     return _carry_out(recipe, folder, resume=True, quiet=quiet)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The figures of a finished run; None where there are none, or they are damaged."""
+    try:
+        figures: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return figures
 
 
 def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Result:
@@ -145,12 +159,14 @@ def load_student(folder: str | Path) -> Any:
         LimbeckError: no finished run, or damaged weights.
     """
     folder = Path(folder)
-    if not (folder / "result.json").exists():
+    figures = read_result(folder)
+    if figures is None:
         raise ConfigError(f"{folder} holds no finished run: finish it with: limbeck resume {folder}")
+    if plain.read(folder / "recipe.yaml").get("made_by"):
+        raise ConfigError(f"{folder} was made by limbeck.distill: load student/model.safetensors yourself")
     recipe = config.load(folder / "recipe.yaml")
-    figures = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     classes = len(figures["student"]["class_names"])
-    state = load_file(folder / "student" / "model.safetensors")
+    state = read_weights(folder / "student" / "model.safetensors")
     return recipe.scenario.load_student(recipe, state, classes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -168,9 +168,11 @@ class Net(nn.Module):
 
     Attributes:
         query_dim: width D of the frozen features that select its prompts; None = it asks for none.
+        reads_prompts: whether its forward reads the teacher's prompts, which no cache holds.
     """
 
     query_dim: int | None = None
+    reads_prompts: bool = False
 
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
         """Outputs for ``batch`` with the features at ``taps``; ``teacher`` is what the teacher said."""
@@ -216,7 +218,13 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(Network):
-    """Who teaches."""
+    """Who teaches.
+
+    Attributes:
+        learns: whether it is trained in phases of its own, as only a stream gives them.
+    """
+
+    learns: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)

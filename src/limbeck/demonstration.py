@@ -68,6 +68,8 @@ def demonstrate(
     """
     if seeds < 2:
         raise ConfigError(f"seeds is {seeds}: a demonstration needs at least 2 for a spread")
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}: allowed are values of at least 1")
     if not names:
         raise ConfigError("there is nothing to demonstrate: name at least one recipe")
     suffix = f"-{label}" if label else ""

@@ -19,8 +19,9 @@ from limbeck.contracts import Net, Objective, Spec
 from limbeck.data.samples import Loader, Samples
 from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
+from limbeck.engine.seeds import derive
 from limbeck.engine.settings import Engine
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.nets.taps import Frozen, Tapped
 from limbeck.scenarios.fit_together import check_objectives
 from limbeck.scenarios.pair import Pair
@@ -37,7 +38,7 @@ def distill(
     train: Data,
     *,
     test: Data | None = None,
-    objective: Sequence[str | dict[str, Any] | Objective] = ("labels", "kd"),
+    objective: str | Sequence[str | dict[str, Any] | Objective] = ("labels", "kd"),
     epochs: int = 20,
     batch_size: int = 64,
     optim: Optim | None = None,
@@ -78,7 +79,7 @@ def distill(
         name=folder.name,
         teacher=NoTeacher() if teacher is None else Given(lambda: Frozen(Tapped(teacher))),
         student=Given(lambda: Tapped(student)),
-        objective=config.objectives(objective),
+        objective=config.objectives([objective] if isinstance(objective, str) else objective),
         selector=All(),
         views=None,
         seed=seed,
@@ -86,22 +87,49 @@ def distill(
     check_objectives(recipe)
     chosen = optim or Optim(schedule="cosine")
     scenario = Static(epochs=epochs, batch_size=batch_size, optim=chosen)
+    source = _source(train, batch_size, derive(seed, "batches"), fresh)
+    record = _record(recipe, scenario, teacher, student) | {"train": _described(source)}
+    if resume and (folder / "recipe.yaml").exists() and plain.read(folder / "recipe.yaml") != record:
+        raise ConfigError(f"{folder} holds another run than this call describes: make the same call again")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(plain.write(_record(recipe, scenario, teacher, student)), "utf-8")
+    (folder / "recipe.yaml").write_text(plain.write(record), "utf-8")
     with Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
-        source = _source(train, batch_size, session.derive("batches"), fresh)
         example = next(iter(source.epoch(0)))
         pair = Pair(recipe, session, Spec(classes=0), example)
+        check_classes(source, pair.classes)
         keeps = source if isinstance(source, Samples) and not fresh else None
         scenario.train(pair, source, capture=keeps)
         found: dict[str, Any] = {
             "recipe": recipe.name, "scenario": "static", "seed": seed, "data": type(train).__name__,
             "protocol": scenario.protocol(recipe) | {"objective": [repr(o) for o in recipe.objective]},
+            "student": {}, "teacher": None, "fidelity": None,
         }  # fmt: skip
         if test is not None:
-            probe = _source(test, scenario.eval_batch_size, 0, fresh, shuffle=False)
+            probe = _source(test, scenario.eval_batch_size, 0, True, shuffle=False)
+            check_classes(probe, pair.classes)
             found |= scenario.measure(pair, probe, [str(c) for c in range(pair.classes)])
         return finish(folder, session, found)
+
+
+def differs(dataset: Dataset[Any]) -> bool:
+    """Whether reading one sample twice gives two inputs."""
+    once, again = dataset[0][0], dataset[0][0]
+    return not torch.equal(torch.as_tensor(once), torch.as_tensor(again))
+
+
+def check_classes(source: Samples | Loader, classes: int) -> None:
+    """Raise ``DataError`` for tensor labels outside 0 .. ``classes - 1``."""
+    if isinstance(source, Samples) and isinstance(source.dataset, TensorDataset):
+        labels = source.dataset.tensors[1]
+        if int(labels.max()) >= classes or int(labels.min()) < 0:
+            raise DataError(
+                f"labels span {int(labels.min())}..{int(labels.max())} but the networks give {classes} "
+                f"classes: allowed are 0..{classes - 1}"
+            )
+
+
+def _described(source: Samples | Loader) -> dict[str, Any]:
+    return source.describe() if isinstance(source, Samples) else {"loader": source.steps}
 
 
 def _record(recipe: Any, scenario: Static, teacher: nn.Module | None, student: nn.Module) -> dict[str, Any]:
@@ -146,4 +174,6 @@ def _source(data: Data, batch_size: int, seed: int, fresh: bool, *, shuffle: boo
     if isinstance(data, DataLoader):
         return Loader(data, seed=seed)
     dataset = TensorDataset(*data) if isinstance(data, tuple) else data
+    if not fresh and not isinstance(dataset, TensorDataset) and differs(dataset):
+        raise ConfigError("a sample of the data set differs each time it is read: pass fresh=True")
     return Samples(dataset, batch_size, seed=seed, shuffle=shuffle, replays=None if fresh else 1)

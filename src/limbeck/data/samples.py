@@ -76,6 +76,8 @@ class Loader:
     """
 
     def __init__(self, loader: DataLoader[Any], *, seed: int = 0) -> None:
+        if len(loader) == 0:
+            raise DataError("the data loader has no batches: give it data, or set drop_last=False")
         self.loader, self.seed = loader, seed
 
     @property
@@ -112,6 +114,8 @@ def as_batch(inputs: Tensor, labels: Any, index: Tensor, epoch: int) -> Batch:
     numbers = torch.as_tensor(labels)
     if numbers.ndim != 1 or numbers.is_floating_point() or len(numbers) != len(inputs):
         raise DataError(f"labels are {numbers.dtype} {list(numbers.shape)} but must be whole numbers [batch]")
+    if numbers.numel() and int(numbers.min()) < 0:
+        raise DataError(f"a label is {int(numbers.min())}: allowed are class numbers from 0")
     return Batch(
         inputs=inputs, labels=numbers.long(), index=index.to(torch.int64), view=torch.zeros_like(index)
     )

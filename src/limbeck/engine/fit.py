@@ -11,10 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Progress
-from limbeck.engine.guards import Before, FiniteFlag, Frozen, check_orphans, gradient_shares
+from limbeck.engine.guards import (
+    GRADIENT,
+    Before,
+    FiniteFlag,
+    Frozen,
+    check_orphans,
+    gradient_norm,
+    gradient_shares,
+)
 from limbeck.engine.optim import Optim, trainable_groups
 from limbeck.engine.run import Run
-from limbeck.errors import NonFiniteError
+from limbeck.errors import GuardError, NonFiniteError
 
 
 class Source(Protocol):
@@ -38,7 +46,10 @@ class Turn:
 
     def __init__(self, name: str, module: nn.Module, optim: Optim, frozen: Mapping[str, nn.Module]) -> None:
         self.name, self.module, self.optim, self.frozen = name, module, optim, frozen
-        self.optimizer = optim.build(trainable_groups(module))
+        groups = trainable_groups(module)
+        if not groups:
+            raise GuardError(f"{name}: nothing in it learns: give it parameters that require a gradient")
+        self.optimizer = optim.build(groups)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.call: Callable[..., dict[str, Tensor]] = module
         self.checked = False
@@ -59,6 +70,7 @@ class Turn:
             run.shares(self.name, at, gradient_shares(terms, self.parameters))
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         flag.check()
+        FiniteFlag({GRADIENT: gradient_norm(self.parameters)}).check()
         if not self.checked:
             check_orphans(self.module, self.optimizer)
             self.checked = True

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from limbeck.engine.state import constant_prefixes
 from limbeck.errors import GuardError, NonFiniteError
 
+GRADIENT = "the gradient"  # stands among the terms for the norm of all gradients
+
 
 class Frozen:
     """Holds frozen modules to their word: parameters and buffers must not change.
@@ -98,7 +100,7 @@ class FiniteFlag:
     """
 
     def __init__(self, terms: Mapping[str, Tensor]) -> None:
-        self.names = list(terms)
+        self.names = [f"loss term {name!r}" if name != GRADIENT else name for name in terms]
         values = torch.stack([t.detach().float() for t in terms.values()])
         self.event: torch.cuda.Event | None = None
         if values.is_cuda:
@@ -116,7 +118,12 @@ class FiniteFlag:
         finite = torch.isfinite(self.values)
         if not finite.all():
             place = int((~finite).nonzero()[0])
-            raise NonFiniteError(f"loss term {self.names[place]!r} is {float(self.values[place])}")
+            raise NonFiniteError(f"{self.names[place]} is {float(self.values[place])}")
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Norm of all gradients together, a scalar."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> dict[str, float]:

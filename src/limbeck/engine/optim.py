@@ -46,8 +46,17 @@ class Optim:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}: allowed are values above 0")
-        if self.weight_decay < 0:
+        if not self.lr < math.inf:
+            raise ConfigError(f"lr is {self.lr}: allowed are finite values above 0")
+        if not self.weight_decay >= 0:
             raise ConfigError(f"weight_decay is {self.weight_decay}: allowed are values of at least 0")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"clip is {self.clip}: allowed are values above 0, or null for no clipping")
+        if not self.gamma > 0:
+            raise ConfigError(f"gamma is {self.gamma}: allowed are values above 0")
+        for name, values in (("betas", self.betas), ("momentum", (self.momentum,))):
+            if not all(0 <= value < 1 for value in values):
+                raise ConfigError(f"{name} is {getattr(self, name)}: allowed are values from 0 to below 1")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is {self.warmup}: allowed are shares from 0 to below 1")
 

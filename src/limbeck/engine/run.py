@@ -80,7 +80,7 @@ class Run:
         self._saved = time.monotonic()
         self._began = time.monotonic()
         self._facts: dict[str, Any] = {}
-        self.stage = ""
+        self.stage, self._earlier = "", 0.0
         self._teacher_seconds = self._teacher_before = self._spent_before = 0.0
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -121,8 +121,8 @@ class Run:
         return min(self._teacher_seconds / max(self._spent_before, 1e-9), 1.0)
 
     def total_seconds(self) -> float:
-        """Time since this attempt at the run began."""
-        return time.monotonic() - self._began
+        """Time of all attempts at the run, as far as their checkpoints tell."""
+        return self._earlier + time.monotonic() - self._began
 
     def warn(self, text: str) -> None:
         """Log and show a warning."""
@@ -191,6 +191,7 @@ class Run:
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "seconds": dict(self.seconds), "facts": json.dumps(self._facts),
+            "elapsed": self.total_seconds(), "teacher": [self._teacher_seconds, self._spent_before],
             "log_bytes": self._log.tell(), "threads": torch.get_num_threads(),
         }  # fmt: skip
         self._number += 1
@@ -203,7 +204,8 @@ class Run:
     def diagnoses(self, at: Progress) -> bool:
         """Whether the shares of the gradient are measured at this step (not under ``compile``)."""
         every = self.settings.diagnose_every
-        return bool(every) and at.step % every == min(1, at.steps - 1) and not self.settings.compile
+        first = min(1, every - 1, at.steps - 1)
+        return every > 0 and at.step % every == first and not self.settings.compile
 
     def shares(self, turn: str, at: Progress, shares: dict[str, float]) -> None:
         """Log each term's share of the gradient; report those under 1 %."""
@@ -241,7 +243,7 @@ class Run:
         if resume and path.exists():
             known = 0 if self.pending is None else self.pending["log_bytes"]
             os.truncate(path, min(known, path.stat().st_size))
-        return path.open("a", encoding="utf-8")
+        return path.open("a" if resume else "w", encoding="utf-8")
 
     def _numbers(self) -> list[int]:
         found = (self.folder / "checkpoints").glob("[0-9]*.json")
@@ -264,6 +266,8 @@ class Run:
                 self.meter.note(f"warning: {error}; the one before it is used")
                 continue
             self._facts = json.loads(self.pending["facts"]) | self._facts
+            self._earlier = self.pending["elapsed"]
+            self._teacher_seconds, self._spent_before = self.pending["teacher"]
             threads = self.pending["threads"]
             if self.settings.threads is None and threads != torch.get_num_threads():
                 torch.set_num_threads(threads)

@@ -10,6 +10,8 @@ import torch
 
 from limbeck.errors import ConfigError
 
+LEAST = (("checkpoint_seconds", 0), ("keep_checkpoints", 2), ("log_every", 1), ("diagnose_every", 0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
@@ -45,7 +47,7 @@ class Engine:
     reuse_teachers: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("checkpoint_seconds", 0), ("keep_checkpoints", 2), ("log_every", 1)):
+        for name, least in LEAST:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: allowed are values of at least {least}")
         if self.threads is not None and self.threads < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class Teachers:
     """
 
     def __init__(self, root: Path, key: dict[str, Any]) -> None:
-        made_by = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        made_by = {name: importlib.metadata.version(name) for name in ("limbeck", "timm", "torch")}
+        made_by["threads"] = str(torch.get_num_threads())
         self.stem = root / "teachers" / value_hash({**key, **made_by})
 
     def take(self, run: Run, stage: str, net: torch.nn.Module) -> bool:

@@ -163,9 +163,14 @@ def load_variable_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     own = {k for k in module.state_dict() if not k.startswith(skip)}
     if own != set(state):
         odd = sorted(own ^ set(state))[0]
-        raise CheckpointError(f"the checkpoint does not fit this run: {odd!r} is in only one of the two")
-    try:
-        module.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"the checkpoint does not fit this run: {detail}") from error
+        raise CheckpointError(
+            f"the checkpoint does not fit this run: {odd!r} is in only one of the two: put the recipe back "
+            "as it was, or start the run anew"
+        )
+    for name, value in module.state_dict().items():
+        if name in own and value.shape != state[name].shape:
+            raise CheckpointError(
+                f"the checkpoint does not fit this run: {name!r} is {list(state[name].shape)} in it but "
+                f"{list(value.shape)} here: put the recipe back as it was, or start the run anew"
+            )
+    module.load_state_dict(state, strict=False)

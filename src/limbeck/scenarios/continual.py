@@ -62,6 +62,8 @@ class Continual(Scenario):
         for name in ("tasks", "epochs", "batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: allowed are values of at least 1")
+        if self.teacher_epochs is not None and self.teacher_epochs < 1:
+            raise ConfigError(f"teacher_epochs is {self.teacher_epochs}: allowed are values of at least 1")
         if self.teacher_epochs is not None and self.schedule == "joint":
             raise ConfigError("teacher_epochs is set but schedule is joint, where both take the same steps")
 
@@ -72,6 +74,11 @@ class Continual(Scenario):
         check_networks(recipe, classes=len(stream.classes))
         if self.schedule == "joint" and not has_teacher(recipe):
             raise ConfigError("scenario.schedule is joint but there is no teacher: name one, or change it")
+        if self.schedule == "joint" and not recipe.teacher.learns:
+            raise ConfigError(
+                "scenario.schedule is joint but the teacher was trained before and learns nothing: "
+                "use teacher_then_student"
+            )
         for task in stream:
             if self.drop_last and len(task.train_index) < self.batch_size:
                 raise ConfigError(

@@ -75,8 +75,11 @@ def likeness(student: Tensor, teacher: Tensor) -> Figures:
     }
 
 
-def cost(nets: Mapping[str, Net], image: Batch) -> Figures:
-    """Parameters, multiply-adds and latency of each network on one image, its query pass included."""
+def cost(nets: Mapping[str, Net], image: Batch, trainable: Mapping[str, int]) -> Figures:
+    """Parameters, multiply-adds and latency of each network on one image.
+
+    The student's query pass is included; a teacher that shares the query is given it.
+    """
     found: Figures = {}
     for who, net in nets.items():
         net.eval()
@@ -91,7 +94,7 @@ def cost(nets: Mapping[str, Net], image: Batch) -> Figures:
 
         found[who] = {
             "parameters": costs.parameters(net),
-            "trainable": sum(p.numel() for n, p in net.named_parameters() if not n.startswith("backbone.")),
+            "trainable": trainable[who],
             "multiply_adds": costs.multiply_adds(answer),
             "latency_ms": costs.latency(answer),
         }

@@ -84,6 +84,11 @@ class Pair:
             built = {name: o.build(own, taught or own) for name, o in self.objectives.items()}
         return nn.ModuleDict(built).to(self.run.device)
 
+    def trainable(self) -> dict[str, int]:
+        """How many numbers each network's training may change."""
+        student = sum(p.numel() for p in self.student.parameters() if p.requires_grad)
+        return {"student": student, "teacher": sum(p.numel() for p in self.learns)}
+
     # Steps
 
     def teach(self, learns: bool) -> None:
@@ -157,6 +162,8 @@ class Pair:
         """The teacher's outputs on disk, where that pays: views replayed fewer times than epochs."""
         teacher, settings, views = self.teacher, self.run.settings, batches.replays
         if teacher is None or views is None or not settings.cache or views >= epochs:
+            return None
+        if self.student.reads_prompts:
             return None
 
         def key() -> dict[str, Any]:

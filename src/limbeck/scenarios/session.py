@@ -56,6 +56,7 @@ class Session:
             **self._format(),
         )
         self.source = self.pair.source(self.batches)
+        self.selected = self.pair.source(self.batches, self.recipe.selector)
         test = Batches(
             self.splits.test,
             self.task.test_index,
@@ -92,8 +93,7 @@ class Session:
             frozen["teacher"] = self.teacher
             ask = self.pair.ask_live if captured is None else remembered(captured)
         turn = Turn("student", self.pair.distillation(self.window, ask), self.plan.optim, frozen)
-        selected = self.pair.source(self.batches, self.recipe.selector)
-        self._fit(f"task{self.task.number}/student", [turn], self.plan.epochs, selected)
+        self._fit(f"task{self.task.number}/student", [turn], self.plan.epochs, self.selected)
         self.student.finish_task()
         if captured is not None:
             captured.delete()
@@ -121,7 +121,7 @@ class Session:
     def result(self) -> dict[str, Any]:
         """The figures of the whole run."""
         image = self._example(1).to(self.run.device)
-        cost = self.run.once("cost", lambda: figures.cost(self.pair.nets(), image))
+        cost = self.run.once("cost", lambda: figures.cost(self.pair.nets(), image, self.pair.trainable()))
         return figures.continual(self.recipe, self.run, self.stream, self.seen, cost)
 
     def _fit(self, stage: str, turns: list[Turn], epochs: int, source: Source | None = None) -> None:

@@ -44,6 +44,11 @@ class Static(Scenario):
 
     def check(self, recipe: Any) -> None:
         """Preflight: the data, and whether both networks fit it and each other."""
+        if recipe.teacher.learns:
+            raise ConfigError(
+                "scenario is static but the teacher learns in phases of its own: use continual, or a trained "
+                "teacher (timm, module)"
+            )
         check_networks(recipe, classes=len(recipe.data.load().train.classes))
 
     def load_student(self, recipe: Any, state: dict[str, Tensor], classes: int) -> Net:
@@ -100,7 +105,8 @@ class Static(Scenario):
                 inputs=image.inputs[:1], labels=image.labels[:1], index=image.index[:1], view=image.view[:1]
             )
             return figures.static(logits, labels, names) | {
-                "cost": {"teacher": None} | figures.cost(pair.nets(), one.to(pair.run.device))
+                "cost": {"teacher": None}
+                | figures.cost(pair.nets(), one.to(pair.run.device), pair.trainable())
             }
 
         found: dict[str, Any] = pair.run.once("evaluation", compute)

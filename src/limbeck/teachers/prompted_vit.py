@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,6 +17,7 @@ class PromptedViTTeacher(PromptedBackbone, Teacher):
     """A frozen vision transformer with task prompts; it learns in its own phase and is frozen by the engine.
 
     Attributes:
+        learns: it does.
         backbone: a shipped network, a timm name, or ``local-dir:FOLDER``.
         weights: a local safetensors file in place of the named weights.
         pretrained: False = a random backbone, for trials only.
@@ -24,6 +26,8 @@ class PromptedViTTeacher(PromptedBackbone, Teacher):
             values in [0, 1] as they are, as the CODA-Prompt and CDL codes do.
         prompts: the prompt learner; None = a linear probe on the frozen backbone.
     """
+
+    learns: ClassVar[bool] = True
 
     backbone: str = "limbeck-glyphs-m"
 
