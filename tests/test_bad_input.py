@@ -222,11 +222,6 @@ def test_parts_that_do_not_fit(recipe: str, tmp_path: Path, refused: Said, case:
 
 def test_a_teacher_of_other_classes(recipe: str, tmp_path: Path, refused: Said) -> None:
     """Seven classes against the ten of the data, in a plain distillation."""
-    nets = {
-        who: f"{who}={{name: module, target: 'torch.nn:Sequential', images: {{channels: 1, size: 8, "
-        "mean: [0.0], std: [1.0]}}"
-        for who in ("teacher", "student")
-    }
     (tmp_path / "seven.py").write_text(
         "from torch import nn\ndef net(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
     )
@@ -369,7 +364,10 @@ def test_one_checkpoint_damaged_is_said_and_the_run_goes_on(
 def test_a_recipe_that_was_changed(cut_off: Path, refused: Said) -> None:
     path = cut_off / "recipe.yaml"
     path.write_text(path.read_text().replace("pool: 4", "pool: 6"))
-    assert re.search(r"the checkpoint does not fit this run", refused("resume", str(cut_off)))
+    said = refused("resume", str(cut_off))
+    assert re.search(
+        r"does not fit this run: '.*' is \[1, 4, 12\] in it but \[1, 6, 12\] here: put the", said
+    )
 
 
 def test_a_damaged_cache(cut_off: Path, tmp_path: Path, refused: Said) -> None:
@@ -381,14 +379,27 @@ def test_a_damaged_cache(cut_off: Path, tmp_path: Path, refused: Said) -> None:
     assert call("resume", str(cut_off)) == 0, "nothing of the run was lost"
 
 
-@pytest.mark.parametrize("what", ["a new run", "an unfinished one"])
-def test_a_folder_in_use(recipe: str, cut_off: Path, refused: Said, what: str) -> None:
-    if what == "a new run":
-        assert call("resume", str(cut_off)) == 0
-    said = refused("run", recipe, "--out", str(cut_off)) if what == "an unfinished one" else None
-    if said is not None:
-        assert f"{cut_off} holds an unfinished run" in said
-        assert f"limbeck resume {cut_off}" in said
+def test_a_folder_in_use(recipe: str, cut_off: Path, refused: Said) -> None:
+    said = refused("run", recipe, "--out", str(cut_off))
+    assert f"{cut_off} holds an unfinished run: name another folder with --out, delete it" in said
+    assert f"limbeck resume {cut_off}" in said
+    api.resume(cut_off, quiet=True)
+    assert f"{cut_off} holds a finished run" in refused("run", recipe, "--out", str(cut_off))
+
+
+def test_a_teacher_that_is_trained_already_cannot_learn_jointly(
+    recipe: str, tmp_path: Path, refused: Said
+) -> None:
+    (tmp_path / "ten.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    images = "images: {channels: 1, size: 8, mean: [0.5], std: [0.5]}"
+    teacher = f"teacher={{name: module, target: 'ten:net', {images}}}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        changes = sets("student.kd_prompts=null", "scenario.schedule=joint", teacher)
+        said = refused("run", recipe, "--out", str(tmp_path / "run"), *changes)
+    assert "the teacher was trained before and learns nothing: use teacher_then_student" in said
 
 
 # A full disk
