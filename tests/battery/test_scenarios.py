@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from tests.engine import small
+from torch import nn
 
 from limbeck import api, config, registry
 from limbeck.engine.run import Run
 from limbeck.errors import ConfigError
 from limbeck.metrics import cost
 
+IMAGES = "{channels: 1, size: 8, mean: [0.5], std: [0.5]}"
 pytestmark = pytest.mark.parametrize("name", registry.names("scenarios"))
 
 
@@ -35,9 +37,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(place: Path, name: str, *sets: str) -> config.Recipe:
     caches = f"engine.cache_root={place / 'caches'}"
     plan = f"scenario={{name: {name}, epochs: 1, batch_size: 32, optim: {{lr: 0.01}}}}"
-    tasks = ("scenario.tasks=2",) if name == "continual" else ()
-    one = ("student.prompts.pool=2", "teacher.prompts.pool=2")
-    return small.recipe(place, *one, caches, plan, *tasks, *sets)
+    if name == "continual":
+        own = ("scenario.tasks=2", "teacher.prompts.pool=2")
+    else:  # without phases of its own a teacher comes trained
+        own = (f"teacher={{name: module, target: '{__name__}:trained', images: {IMAGES}}}",)
+    return small.recipe(place, "student.prompts.pool=2", caches, plan, *own, *sets)
+
+
+def trained() -> nn.Module:
+    """A teacher that learns nothing here."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
 @functools.cache
