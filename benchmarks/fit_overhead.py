@@ -64,7 +64,10 @@ def distillation(teacher: Net, student: Net, window: slice) -> Distillation:
     choices = {"labels": Labels(weight=KEPT), "kd": KD(weight=1 - KEPT, temperature=TEMPERATURE)}
     dummy = Outputs(torch.empty(1, 2))
     built = {name: choice.build(dummy, dummy) for name, choice in choices.items()}
-    return Distillation(student, built, combine(choices), ask=teacher, window=(window.start, window.stop))
+    return Distillation(
+        student, built, combine(choices), ask=lambda batch: teacher(batch),
+        window=(window.start, window.stop), query=None if student.query_dim is None else student.query,
+    )  # fmt: skip
 
 
 def by_fit(
@@ -104,7 +107,7 @@ def measure(
 
 def check(teacher: Net, student: Net, window: slice, batch: Batch) -> float:
     """The relative difference of both sides' losses; stops where it is too large."""
-    module = distillation(teacher, student, window)
+    module = distillation(teacher.eval(), student, window)
     terms = module.train()(batch, Progress())
     with torch.no_grad():
         ours, told = torch.stack(list(terms.values())).sum(), teacher(batch).logits[:, window]
