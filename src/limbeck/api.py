@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from limbeck import config, plain
 from limbeck.config import Recipe
 from limbeck.engine.run import Run
-from limbeck.engine.state import variable_state, write_atomically, write_json
+from limbeck.engine.state import variable_state, write_atomically, write_json, write_text
 from limbeck.errors import ConfigError
 from limbeck.nets.backbones import read_weights
 from limbeck.report.page import write_page
@@ -75,7 +75,7 @@ def run(
         )
     recipe.scenario.check(recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
+    write_text(folder / "recipe.yaml", config.dump(recipe))
     write_json(folder / "versions.json", versions())
     return _carry_out(recipe, folder, resume=False, quiet=quiet)
 

@@ -21,6 +21,7 @@ from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import derive
 from limbeck.engine.settings import Engine
+from limbeck.engine.state import write_text
 from limbeck.errors import ConfigError, DataError
 from limbeck.nets.taps import Frozen, Tapped
 from limbeck.scenarios.fit_together import check_objectives
@@ -92,7 +93,7 @@ def distill(
     if resume and (folder / "recipe.yaml").exists() and plain.read(folder / "recipe.yaml") != record:
         raise ConfigError(f"{folder} holds another run than this call describes: make the same call again")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(plain.write(record), "utf-8")
+    write_text(folder / "recipe.yaml", plain.write(record))
     with Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
         example = next(iter(source.epoch(0)))
         pair = Pair(recipe, session, Spec(classes=0), example)

@@ -81,14 +81,18 @@ def reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+
+    def write(to: Path) -> None:
+        to.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, atomically."""
-    text = json.dumps(value, indent=1)
-    write_atomically(path, lambda to: _write_text(to, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1))
 
 
 def write_state(stem: Path, state: State) -> None:
