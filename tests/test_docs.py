@@ -170,7 +170,9 @@ def test_the_example_of_a_prompt_learner_works() -> None:
 
 def test_the_example_of_a_scenario_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "latency", lambda _: 0.0)
-    one = ("student.prompts.pool=1", "teacher.prompts.pool=1", "student.kd_prompts=null")
+    images = "{channels: 1, size: 8, mean: [0.5], std: [0.5]}"
+    teacher = f"teacher={{name: module, target: 'tests.battery.test_scenarios:trained', images: {images}}}"
+    one = ("student.prompts.pool=1", "student.kd_prompts=null", teacher)
     recipe = small.recipe(tmp_path, *one, f"engine.cache_root={tmp_path / 'caches'}")
     with example("choices/scenarios.md") as module:
         scenario = module.ThenLabels(epochs=1, label_epochs=2, batch_size=32)
