@@ -1,19 +1,24 @@
 """A whole stage of ``fit`` against its bound: the bare passes and the optimiser in a loop written by hand.
 
 The bound is: teacher forward without gradient, student forward and backward, optimiser step, on the same
-tensors. ``fit`` does besides what it always does at its default settings: the log, the check for non-finite
-losses, the shares of the gradient, the checkpoint at the end, the checksums of what is frozen.
+tensors. Before each step of ``fit`` the loop by hand takes the same one, on copies of both networks. ``fit``
+does besides what it always does at its default settings: the log, the check for non-finite losses, the shares
+of the gradient, the checkpoint at the end, the checksums of what is frozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from operator import truediv
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pairs import SHIPPED, Given, Setting, Timed
-from side_by_side import arguments, in_turn, medians, ratio, scratch_run, write
+from pairs import SHIPPED, Given, Setting
+from side_by_side import Times, arguments, medians, ratio, scratch_run, write
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Net, Outputs, Progress
@@ -34,8 +39,8 @@ KEPT = 0.5  # weight of the labels; the teacher's part has the rest
 TEMPERATURE = 2.0
 
 
-def by_hand(teacher: Net, student: Net, window: slice, source: Source, epochs: int) -> None:
-    """The bound."""
+def by_hand(teacher: Net, student: Net, window: slice, source: Source, epochs: int) -> Iterator[None]:
+    """The bound, step by step."""
     learned = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learned, lr=OPTIM.lr)
     student.train()
@@ -49,6 +54,7 @@ def by_hand(teacher: Net, student: Net, window: slice, source: Source, epochs: i
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            yield
 
 
 def loss_of(said: Outputs, told: Tensor, labels: Tensor, window: slice) -> Tensor:
@@ -70,36 +76,55 @@ def distillation(teacher: Net, student: Net, window: slice) -> Distillation:
     )  # fmt: skip
 
 
-def by_fit(
-    run: Run, teacher: Net, student: Net, window: slice, source: Source, epochs: int
-) -> Callable[[], None]:
-    """The same stage by the engine; each call is a new stage."""
-    module = distillation(teacher, student, window)
-    frozen = constants({"student": student}) | {"teacher": teacher}
-    run.modules = nn.ModuleDict({"student": student, "teacher": teacher})
+class Between:
+    """Batches in memory; before each is given out, the loop by hand takes its step on it.
 
-    def stage() -> None:
-        fit(run, f"stage{len(run.done)}", [Turn("student", module, OPTIM, frozen)], source, epochs)
+    So both sides go through the same moments of the machine, and their clocks are kept apart.
 
-    return stage
+    Attributes:
+        hand: seconds of each step by hand.
+        fit: seconds from a batch given out to the next one asked for.
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches, self.steps = batches, len(batches)
+        self.other: Iterator[None] = iter(())
+        self.hand: list[float] = []
+        self.fit: list[float] = []
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The same batches in each epoch."""
+        for batch in self.batches[start:]:
+            began = time.perf_counter()
+            next(self.other)
+            given = time.perf_counter()
+            yield batch
+            self.hand.append(given - began)
+            self.fit.append(time.perf_counter() - given)
 
 
 def measure(
     run: Run, teacher: Net, student: Net, window: slice, batches: list[Batch], repeats: int
 ) -> dict[str, Any]:
-    """Whole stages of both, in turn, and the steps within them."""
-    source = {"fit": Timed(Given(batches)), "bound": Timed(Given(batches))}
-    epochs = STEPS // len(batches)
+    """Whole stages of ``fit``, and beside each of its steps one by hand on copies of both networks."""
     difference = check(teacher, student, window, batches[0])
-    sides = {
-        "fit": by_fit(run, teacher, student, window, source["fit"], epochs),
-        "bound": lambda: by_hand(teacher, student, window, source["bound"], epochs),
-    }
-    times = in_turn(sides, repeats, warmup=1)
-    steps = {name: timed.laps[STEPS:] for name, timed in source.items()}
+    copies, epochs = copy.deepcopy((teacher, student)), STEPS // len(batches)
+    module, source = distillation(teacher, student, window), Between(batches)
+    frozen = constants({"student": student}) | {"teacher": teacher}
+    run.modules = nn.ModuleDict({"student": student, "teacher": teacher})
+    stages: Times = {"fit": [], "bound": []}
+    for number in range(repeats + 1):
+        source.other, done = by_hand(*copies, window, Given(batches), epochs), len(source.hand)
+        began = time.perf_counter()
+        fit(run, f"stage{number}", [Turn("student", module, OPTIM, frozen)], source, epochs)
+        whole, bound = time.perf_counter() - began, sum(source.hand[done:])
+        if number:  # the first warms up
+            stages["fit"].append(whole - bound)
+            stages["bound"].append(bound)
+    steps = {"fit": source.fit[STEPS:], "bound": source.hand[STEPS:]}
     return {
-        "ratio": ratio(times, "fit", "bound"), "required": REQUIRED,
-        "stage_ms": medians(times), "steps": STEPS,
+        "ratio": round(median(map(truediv, stages["fit"], stages["bound"])), 3), "required": REQUIRED,
+        "stage_ms": medians(stages), "steps": STEPS,
         "ratio_of_step": ratio(steps, "fit", "bound"), "step_ms": medians(steps),
         "difference_of_loss": difference,
     }  # fmt: skip

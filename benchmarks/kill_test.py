@@ -150,6 +150,7 @@ def trial(root: Path, name: str, kills: int, chance: random.Random) -> list[dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=12, help="of each procedure")
+    parser.add_argument("--only", choices=PROCEDURES, help="one procedure; all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
@@ -157,7 +158,7 @@ def main() -> None:
     chance = random.Random(options.seed)
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in PROCEDURES:
+        for name in [options.only] if options.only else PROCEDURES:
             runs += trial(Path(folder), name, options.kills, chance)
     places = [place for each in runs for place in each["killed_in"]]
     result = {

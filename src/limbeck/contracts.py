@@ -6,14 +6,14 @@ are its whole configuration; what is learnable is built later, from the shapes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ShapeError
+from limbeck.errors import ShapeError, unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,9 @@ class Batch:
         index: position [B] of each sample in its data set: the key of every cache.
         view: number [B] of the augmented view of each sample: the other half of that key.
         query: frozen features [B, D] that select prompts; None where nothing asks for them.
-        weight: weights [B] >= 0 that the selector gave, with sum B; None = all samples count alike.
+        weight: weights [B] >= 0 that the selector gave; losses divide by B, whatever they sum to. None = all
+            samples count alike.
+        labelled: True [B] where the label may be read; None = everywhere.
     """
 
     inputs: Tensor
@@ -50,6 +52,7 @@ class Batch:
     view: Tensor
     query: Tensor | None = None
     weight: Tensor | None = None
+    labelled: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``."""
@@ -70,6 +73,8 @@ class Outputs:
         losses: the network's own scalar terms (prompt key matching, orthogonality), already weighted.
         prompts: the prefix prompts (key, value), each [B, L, D], by block, where a network has them.
         mask: which positions count, True = counts; None = all.
+        paths: other answers of the same network by name: of a second path through it, of the members of an
+            ensemble, to another view of the batch.
     """
 
     logits: Tensor
@@ -78,6 +83,7 @@ class Outputs:
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     prompts: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     mask: Tensor | None = None
+    paths: Mapping[str, Outputs] = field(default_factory=dict)
 
     @property
     def soft(self) -> Tensor:
@@ -87,7 +93,18 @@ class Outputs:
     def columns(self, start: int, stop: int) -> Self:
         """The same outputs with logits cut to the classes ``start`` .. ``stop - 1``."""
         soft = None if self.soft_logits is None else self.soft_logits[:, start:stop]
-        return replace(self, logits=self.logits[:, start:stop], soft_logits=soft)
+        paths = {name: other.columns(start, stop) for name, other in self.paths.items()}
+        return replace(self, logits=self.logits[:, start:stop], soft_logits=soft, paths=paths)
+
+    def along(self, path: str) -> Outputs:
+        """The answer of that path; ``""`` is the main one.
+
+        Raises:
+            ConfigError: there is no such path.
+        """
+        if path and path not in self.paths:
+            raise unknown("path", path, self.paths)
+        return self.paths[path] if path else self
 
     def detach(self) -> Self:
         """The same outputs without a graph."""
@@ -98,6 +115,7 @@ class Outputs:
             features={k: v.detach() for k, v in self.features.items()},
             losses={},
             prompts={k: (a.detach(), b.detach()) for k, (a, b) in self.prompts.items()},
+            paths={k: v.detach() for k, v in self.paths.items()},
         )
 
 
@@ -124,20 +142,55 @@ class Spec:
     query_dim: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an objective's module may depend on besides the shapes of a dry run.
+
+    Attributes:
+        samples: how many samples the data has: every ``batch.index`` lies below it.
+        seed: root of draws of the module's own; each is a function of it and of ``Progress`` alone.
+        student: the network that learns, for objectives that send something through a part of it; it stays
+            the scenario's, so a module must not register it.
+        teacher: the network that teaches, likewise.
+    """
+
+    samples: int = 0
+    seed: int = 0
+    student: Net | None = None
+    teacher: Net | None = None
+
+
+NO_FACTS = Facts()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is matched. Stateless objectives implement ``terms``; those that learn override ``build``."""
+    """What is matched. Stateless objectives implement ``terms``; those that learn override ``build``.
+
+    The module that ``build`` gives may also have
+
+    - ``start(index, labels, generator)``: called before a stage with the samples [n] that it goes over, and
+      the labels [N] of the whole data;
+    - ``view(batch, at) -> Batch``: another batch that the student reads in the same step; what it says
+      stands in ``student.paths`` under the objective's name.
+
+    Attributes:
+        path: which of the teacher's answers is matched (``Outputs.along``); ``""`` is its main one.
+    """
+
+    path: str = ""
 
     def needs(self) -> Needs:
         """The taps and logits that ``terms`` will read."""
         return Needs()
 
-    def build(self, student: Outputs, teacher: Outputs) -> nn.Module:
+    def build(self, student: Outputs, teacher: Outputs, facts: Facts = NO_FACTS) -> nn.Module:
         """The module whose forward is ``(student, teacher, batch, at) -> terms``.
 
         Args:
             student: outputs of a dry run: shapes only count.
-            teacher: the same of the teacher.
+            teacher: the same of the teacher, along ``path``.
+            facts: what else it may depend on.
 
         Raises:
             ShapeError: the two cannot be matched.
@@ -202,10 +255,47 @@ class Net(nn.Module):
     def attach_teacher(self, teacher: Net) -> None:
         """Keep what this network needs of its teacher when it is used without one."""
 
+    def tune(self, outputs: Sequence[Outputs], labels: Tensor) -> dict[str, float]:
+        """What ``predict`` shall use, chosen from ``outputs`` on validation samples with ``labels`` [N]."""
+        return {}
+
+    def tuned(self, chosen: Mapping[str, float]) -> None:
+        """Take over what ``tune`` chose."""
+
+    def adapting(self) -> Adapting | None:
+        """The second path of a teacher that learns beside the student; None where it has none."""
+        return None
+
+
+class Adapting(nn.Module):
+    """What of a teacher learns in the student's phase, while the teacher itself stands still.
+
+    It belongs to a ``Net``, which holds it without registering it: it is trained, saved and put into training
+    mode apart from the network that stays fixed.
+
+    Attributes:
+        order: where a teacher was trained before on the data set's own class numbers: that number of each of
+            the student's classes, in which its paths must answer; None = both number alike.
+    """
+
+    order: Tensor | None = None
+
+    def forward(self, batch: Batch, said: Outputs, taps: tuple[str, ...] = ()) -> Outputs:
+        """``said``, what the fixed teacher answered, with more ``paths``; these carry a graph."""
+        raise TypeError(f"{type(self).__name__} defines no forward()")
+
+    def terms(self, said: Outputs, student: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        """Named scalar terms, already weighted, that it learns from; ``student`` carries no graph."""
+        raise TypeError(f"{type(self).__name__} defines no terms()")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """A teacher or a student: how to build one."""
+
+    def input_spec(self) -> Any:
+        """What images the network expects (``nets.backbones.InputSpec``), without reading weights."""
+        raise TypeError(f"{type(self).__name__} defines no input_spec()")
 
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """The network, initialised from ``generator`` alone.
@@ -221,10 +311,14 @@ class Teacher(Network):
     """Who teaches.
 
     Attributes:
-        learns: whether it is trained in phases of its own, as only a stream gives them.
+        learns: whether it is trained on labels in a phase of its own before it teaches.
     """
 
     learns: ClassVar[bool] = False
+
+    def lessons(self) -> Any:
+        """The data set that it is trained on in its own phase; None = the student's."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,17 +326,100 @@ class Student(Network):
     """Who learns."""
 
 
+class Course(Protocol):
+    """A training that is about to begin, as a selector may look at it.
+
+    Attributes:
+        labels: labels [N] of the whole data.
+        index: the samples [n] to learn from.
+        held_out: the samples [m] that are kept for validation; none of them is in ``index``.
+        classes: number of classes.
+        student: the network that will learn.
+        teacher: the network that will teach, at rest; None = there is none.
+    """
+
+    labels: Tensor
+    index: Tensor
+    held_out: Tensor
+    classes: int
+    student: Net
+    teacher: Net | None
+
+    def batches(self, index: Tensor, size: int = 256, view: int | None = None) -> Iterator[Batch]:
+        """Batches over ``index`` in its order; ``view`` None = without augmentation."""
+        ...
+
+    def ask(self, batch: Batch) -> Outputs:
+        """What the teacher says, live and without a graph."""
+        ...
+
+    def generator(self, *names: object) -> torch.Generator:
+        """A fresh generator for what is named."""
+        ...
+
+    def probe(
+        self, name: str, epochs: int, *, taught: bool = False, after: Callable[[Net, int], None] | None = None
+    ) -> Net:
+        """A fresh student trained beforehand on ``index``, in evaluation mode.
+
+        Args:
+            name: tells probes apart; another name starts from other weights.
+            epochs: passes over the data, with the scenario's optimiser.
+            taught: by the recipe's objectives; else by the labels alone.
+            after: called with the network, in evaluation mode, and the number of each epoch that ends.
+        """
+        ...
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """``compute()``, plain data, kept with the run: a resumed run takes what was computed before."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selector:
-    """What counts, and how much."""
+    """What counts, and how much. Those without a memory implement ``weights`` or ``indices``; those that
+    look at data or networks first, or learn, override ``prepare``."""
 
-    def weights(self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress) -> Tensor | None:
-        """Weights >= 0 of shape [B] that sum to B, or None where all samples count alike."""
+    def weights(
+        self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress
+    ) -> Tensor | Mapping[str, Tensor] | None:
+        """Weights [B] >= 0 for all objectives, or by the objective's name; None = all samples count alike."""
         return None
 
     def indices(self, index: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
         """The samples worth a step in ``epoch``: a part of ``index`` [N], in any order."""
         return index
+
+    def prepare(self, course: Course) -> Selection:
+        """The selector at work in one training."""
+        return Selection(self)
+
+
+class Selection(nn.Module):
+    """A selector at work: what it found out before the training, and what of it learns."""
+
+    def __init__(self, selector: Selector) -> None:
+        super().__init__()
+        self.selector = selector
+
+    def weights(
+        self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress
+    ) -> Tensor | Mapping[str, Tensor] | None:
+        """As ``Selector.weights``."""
+        return self.selector.weights(batch, student, teacher, at)
+
+    def indices(self, index: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        """As ``Selector.indices``."""
+        return self.selector.indices(index, labels, epoch, generator)
+
+    def lesson(self) -> tuple[nn.Module, Any] | None:
+        """What takes a step of its own on each batch before the student: a module ``(batch, at) -> terms``
+        and its ``engine.optim.Optim``; None where nothing of it learns."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """Plain data about what was selected, for ``result.json``."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

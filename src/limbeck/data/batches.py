@@ -225,6 +225,7 @@ class Batches(Ordered):
             labels=self.labels[index],
             index=index,
             view=torch.full_like(index, view),
+            labelled=None if self.images.labelled is None else self.images.labelled[index],
         )
 
     def _ahead(self, parts: Sequence[Tensor], view: int) -> Iterator[Batch]:

@@ -46,6 +46,7 @@ class ImageSet:
         licence: as the source states it.
         source: where the images come from.
         fingerprint: hexadecimal hash of the content; equal content gives an equal fingerprint.
+        labelled: True [N] where the label may be read in training; None = everywhere.
 
     Raises:
         DataError: no images, another shape or type, as many labels as images not given, labels out of range.
@@ -58,6 +59,7 @@ class ImageSet:
     licence: str
     source: str
     fingerprint: str
+    labelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
@@ -121,6 +123,10 @@ class Dataset:
             DataError: the data cannot be had (the line says how to get it), or is damaged.
         """
         raise TypeError(f"{type(self).__name__} defines no load()")
+
+    def seeded(self, seed: int) -> Dataset:
+        """The data set as a run of that seed sees it: itself, unless something of it is drawn."""
+        return self
 
 
 def check_labels(name: str, labels: Tensor, count: int, classes: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch, Needs, Objective, Outputs, Progress, Selector
+from limbeck.contracts import Adapting, Batch, Needs, Objective, Outputs, Progress, Selection
 
 Ask = Callable[[Batch], Outputs]
 
@@ -22,6 +22,9 @@ class Distillation(nn.Module):
         objectives: built objectives by name.
         needs: what they read.
         ask: gives the teacher's outputs for a batch, live or cached; None = no teacher.
+        adapting: the teacher's second path, which learns in the same step from terms of its own.
+        paths: which of the teacher's answers each objective is matched with, by the objective's name; the
+            main one where it is not named.
         selector: weighs the samples; None = all alike.
         window: the classes ``(start, stop)`` that objectives see; None = all.
         query: gives the query features of images for batches that carry none; None = not needed.
@@ -35,7 +38,9 @@ class Distillation(nn.Module):
         needs: Needs,
         *,
         ask: Ask | None = None,
-        selector: Selector | None = None,
+        adapting: Adapting | None = None,
+        paths: Mapping[str, str] | None = None,
+        selector: Selection | None = None,
         window: tuple[int, int] | None = None,
         query: Callable[[Tensor], Tensor] | None = None,
         keep: bool = False,
@@ -43,29 +48,58 @@ class Distillation(nn.Module):
         super().__init__()
         self.student = student
         self.objectives = nn.ModuleDict(dict(objectives))
-        self.needs, self.ask, self.selector, self.window, self.query = needs, ask, selector, window, query
-        self.keep = keep
+        self.adapting = adapting
+        self.needs, self.ask, self.window, self.query = needs, ask, window, query
+        self.keep, self.paths = keep, dict(paths or {})
+        self._selector = (selector,)  # unregistered: what of it learns takes steps of its own
         self.last: Outputs | None = None
         self.teacher_seconds = 0.0
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted: the objectives' and the student's own."""
+        """Named scalar terms, already weighted: the objectives', the student's own, the second path's."""
         batch = self.with_query(batch)
         taught = self.taught(batch)
         student = self.student(batch, taps=self.needs.student, teacher=taught)
         if self.keep:
             self.last = student.detach()
+        student = self.with_views(student, batch, at, taught)
         start, stop = self.window or (0, student.logits.shape[1])
         seen, local = student.columns(start, stop), replace(batch, labels=batch.labels - start)
-        if taught is not None:
-            taught = taught.columns(start, stop)
-        if self.selector is not None:
-            local = replace(local, weight=self.selector.weights(local, seen, taught, at))
         terms: dict[str, Tensor] = {}
+        if taught is not None:
+            if self.adapting is not None:
+                taught = self.adapting(batch, taught, self.needs.teacher).columns(start, stop)
+                terms = _named("teacher", self.adapting.terms(taught, seen.detach(), local, at))
+                taught = taught.detach()
+            else:
+                taught = taught.columns(start, stop)
+        weights = self.weights(local, seen, taught, at)
         for name, objective in self.objectives.items():
-            for part, value in objective(seen, taught, local, at).items():
-                terms[name if part == name else f"{name}.{part}"] = value
+            told = None if taught is None else taught.along(self.paths.get(name, ""))
+            weighed = replace(local, weight=weights.get(name))
+            terms |= _named(name, objective(seen, told, weighed, at))
         return terms | dict(student.losses)
+
+    def weights(
+        self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress
+    ) -> Mapping[str, Tensor]:
+        """The weights [B] of the samples by objective, where the selector gives any."""
+        (selector,) = self._selector
+        found = None if selector is None else selector.weights(batch, student, teacher, at)
+        if found is None:
+            return {}
+        return dict.fromkeys(self.objectives, found) if isinstance(found, Tensor) else found
+
+    def with_views(self, student: Outputs, batch: Batch, at: Progress, taught: Outputs | None) -> Outputs:
+        """What the student said, with what it says to the objectives' own views of the batch."""
+        views = {n: o.view(batch, at) for n, o in self.objectives.items() if hasattr(o, "view")}  # type: ignore[operator]
+        if not views:
+            return student
+        said = {
+            name: self.student(self.with_query(replace(view, query=None)), self.needs.student, taught)
+            for name, view in views.items()
+        }
+        return replace(student, paths={**student.paths, **said})
 
     def said(self, batch: Batch) -> Outputs:
         """The student's outputs of its last step, for another that learns from them in its turn."""
@@ -98,6 +132,10 @@ class Distillation(nn.Module):
         if taught is not None:
             found["the teacher's output"] = taught.logits
         return found | {f"the {learner}'s output": self.student(batch, taps=(), teacher=taught).logits}
+
+
+def _named(name: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name if part == name else f"{name}.{part}": value for part, value in terms.items()}
 
 
 def combine(objectives: Mapping[str, Objective]) -> Needs:

@@ -20,7 +20,7 @@ from limbeck.engine.guards import (
     gradient_norm,
     gradient_shares,
 )
-from limbeck.engine.optim import Optim, trainable_groups
+from limbeck.engine.optim import Optim, learned, trainable_groups
 from limbeck.engine.run import Run
 from limbeck.errors import GuardError, NonFiniteError
 
@@ -50,7 +50,7 @@ class Turn:
         if not groups:
             raise GuardError(f"{name}: nothing in it learns: give it parameters that require a gradient")
         self.optimizer = optim.build(groups)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = learned(self.optimizer)
         self.call: Callable[..., dict[str, Tensor]] = module
         self.checked = False
 
@@ -77,6 +77,7 @@ class Turn:
         if self.optim.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
         self.optimizer.step()
+        self.optim.average(self.optimizer)
         run.rate = rate
         return {name: term.detach() for name, term in terms.items()}
 
@@ -140,6 +141,8 @@ def fit(
                 raise NonFiniteError(f"{where}: {error}{blame(turns, batch, run)}") from None
             step += 1
             run.after_step(stage, turns, at, terms, place + 1, time.perf_counter() - began)
+    for turn in turns:
+        turn.optim.settle(turn.optimizer)
     frozen.check()
     run.leave(stage, turns)
 

@@ -30,6 +30,8 @@ class Optim:
         warmup: share of all steps with a linear rise from 0, in [0, 1).
         milestones: shares of all epochs after which ``multistep`` multiplies the rate by ``gamma``.
         gamma: factor of ``multistep``.
+        ema: decay of a moving average of the weights, in (0, 1), which takes their place when the training
+            ends; None = the last weights.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -42,6 +44,7 @@ class Optim:
     warmup: float = 0.0
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
     gamma: float = 0.1
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -57,6 +60,8 @@ class Optim:
         for name, values in (("betas", self.betas), ("momentum", (self.momentum,))):
             if not all(0 <= value < 1 for value in values):
                 raise ConfigError(f"{name} is {getattr(self, name)}: allowed are values from 0 to below 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}: allowed are values between 0 and 1, or null for none")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is {self.warmup}: allowed are shares from 0 to below 1")
 
@@ -88,6 +93,27 @@ class Optim:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         return rate
+
+    @torch.no_grad()
+    def average(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the weights after a step into their moving average, which lives in the optimiser's state."""
+        if self.ema is None:
+            return
+        for p in learned(optimizer):
+            state = optimizer.state[p]
+            state.setdefault("average", p.detach().clone()).lerp_(p, 1 - self.ema)
+
+    @torch.no_grad()
+    def settle(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the averages in the weights' place."""
+        if self.ema is not None:
+            for p in learned(optimizer):
+                p.copy_(optimizer.state[p]["average"])
+
+
+def learned(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The parameters of all groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def coda_cosine(base: float, epoch: int, epochs: int) -> float:

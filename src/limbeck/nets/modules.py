@@ -57,13 +57,24 @@ def make_module(
     """
     network = target if isinstance(target, nn.Module) else _called(target, kwargs, generator)
     if weights is not None:
-        try:
-            network.load_state_dict(read_weights(weights))
-        except RuntimeError as error:
-            detail = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"weights {weights} do not fit {_name(target)}: {detail}") from None
+        load_weights(network, weights, _name(target))
     _check_output(network, _name(target), spec)
     return network
+
+
+def load_weights(network: nn.Module, weights: str, name: str) -> None:
+    """Load the whole state of ``network`` from a safetensors file; ``name`` says in errors what it is.
+
+    Raises:
+        CheckpointError: not there, damaged, or of another network.
+    """
+    given, own = read_weights(weights), network.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    try:
+        network.load_state_dict({**counters, **given})
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"weights {weights} do not fit {name}: {detail}") from None
 
 
 def _called(target: str, kwargs: Mapping[str, Any], generator: torch.Generator) -> nn.Module:

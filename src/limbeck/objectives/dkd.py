@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from limbeck import losses
-from limbeck.contracts import Batch, Objective, Outputs, Progress
+from limbeck.contracts import NO_FACTS, Batch, Facts, Objective, Outputs, Progress
 from limbeck.objectives._shared import above, at_least, same_classes, warm_up
 
 
@@ -48,10 +48,10 @@ class DKD(Objective):
             at_least(name, getattr(self, name), 0)
         above("temperature", self.temperature, 0)
 
-    def build(self, student: Outputs, teacher: Outputs) -> nn.Module:
+    def build(self, student: Outputs, teacher: Outputs, facts: Facts = NO_FACTS) -> nn.Module:
         """Nothing to learn; the class counts are compared."""
         same_classes(student, teacher)
-        return super().build(student, teacher)
+        return super().build(student, teacher, facts)
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """``{"target": ..., "rest": ...}``: TCKD and NCKD with their weights."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import losses
-from limbeck.contracts import Batch, Needs, Objective, Outputs, Progress
+from limbeck.contracts import NO_FACTS, Batch, Facts, Needs, Objective, Outputs, Progress
 from limbeck.errors import ShapeError
 from limbeck.objectives._shared import at_least, feature
 
@@ -51,7 +51,7 @@ class FitNets(Objective):
         """One tap in each network; no teacher logits."""
         return Needs(student=(self.student_tap,), teacher=(self.teacher_tap,), teacher_logits=False)
 
-    def build(self, student: Outputs, teacher: Outputs) -> nn.Module:
+    def build(self, student: Outputs, teacher: Outputs, facts: Facts = NO_FACTS) -> nn.Module:
         """The regressor from the student's feature to the teacher's, drawn from torch's global generator."""
         own = feature("student", student, self.student_tap)
         other = feature("teacher", teacher, self.teacher_tap)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from limbeck import losses
-from limbeck.contracts import Batch, Objective, Outputs, Progress
+from limbeck.contracts import NO_FACTS, Batch, Facts, Objective, Outputs, Progress
 from limbeck.objectives._shared import above, at_least, same_classes
 
 
@@ -42,10 +42,10 @@ class KD(Objective):
         at_least("weight", self.weight, 0)
         above("temperature", self.temperature, 0)
 
-    def build(self, student: Outputs, teacher: Outputs) -> nn.Module:
+    def build(self, student: Outputs, teacher: Outputs, facts: Facts = NO_FACTS) -> nn.Module:
         """Nothing to learn; the class counts are compared."""
         same_classes(student, teacher)
-        return super().build(student, teacher)
+        return super().build(student, teacher, facts)
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """``{"kd": weight * T² * KL(teacher ‖ student)}``."""

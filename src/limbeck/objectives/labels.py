@@ -37,6 +37,8 @@ class Labels(Objective):
 
     def __post_init__(self) -> None:
         at_least("weight", self.weight, 0)
+        if self.path:
+            raise ConfigError(f"path is {self.path!r} but labels listen to no teacher: leave path out")
         if not 0 <= self.smoothing < 1:
             raise ConfigError(
                 f"smoothing is {self.smoothing} but must lie in [0, 1): 0 is plain cross entropy"
@@ -47,8 +49,9 @@ class Labels(Objective):
         return Needs(teacher_logits=False)
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
-        """``{"labels": weight * cross entropy}``."""
+        """``{"labels": weight * cross entropy}``, the mean over the samples whose label may be read."""
+        counted = student.mask if batch.labelled is None else batch.labelled
         loss = losses.cross_entropy(
-            student.logits, batch.labels, smoothing=self.smoothing, mask=student.mask, weights=batch.weight
+            student.logits, batch.labels, smoothing=self.smoothing, mask=counted, weights=batch.weight
         )
         return {"labels": self.weight * loss}

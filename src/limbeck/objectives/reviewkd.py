@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck import losses
-from limbeck.contracts import Batch, Needs, Objective, Outputs, Progress
+from limbeck.contracts import NO_FACTS, Batch, Facts, Needs, Objective, Outputs, Progress
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.objectives._shared import at_least, feature, warm_up
 
@@ -74,7 +74,7 @@ class ReviewKD(Objective):
         own, other = self.taps
         return Needs(student=own, teacher=other, teacher_logits=False)
 
-    def build(self, student: Outputs, teacher: Outputs) -> nn.Module:
+    def build(self, student: Outputs, teacher: Outputs, facts: Facts = NO_FACTS) -> nn.Module:
         """The fusion from the student's features to the teacher's, drawn from torch's global generator."""
         own = [feature("student", student, tap) for tap in self.taps[0]]
         other = [feature("teacher", teacher, tap) for tap in self.taps[1]]

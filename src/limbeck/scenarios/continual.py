@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from limbeck.contracts import Net, Scenario, Spec
+from limbeck import registry
+from limbeck.contracts import Net, Scenario, Selector, Spec
 from limbeck.data.images import Splits
 from limbeck.data.stream import Stream
 from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
 from limbeck.errors import ConfigError
-from limbeck.scenarios.fit_together import check_networks, has_teacher, inputs
-from limbeck.scenarios.pair import build_networks, with_weights
+from limbeck.scenarios.fit_together import check_networks, has_teacher, inputs, load_data
+from limbeck.scenarios.pair import build_student, with_weights
 from limbeck.scenarios.session import Session
 
 
@@ -69,9 +70,24 @@ class Continual(Scenario):
 
     def check(self, recipe: Any) -> None:
         """Preflight: the data, the stream, and whether both networks fit it and each other."""
-        splits = recipe.data.load()
+        splits = load_data(recipe)
         stream = self.stream(splits, recipe.seed)
         check_networks(recipe, classes=len(stream.classes))
+        kind = type(recipe.selector)
+        if kind.prepare is not Selector.prepare:
+            raise ConfigError(
+                f"selector {registry.name_of(recipe.selector)[1]!r} looks at its data before the training: "
+                "use scenario static"
+            )
+        if self.schedule == "joint" and kind.indices is not Selector.indices:
+            raise ConfigError(
+                f"selector {registry.name_of(recipe.selector)[1]!r} leaves samples out, but under joint the "
+                "teacher needs them all: use teacher_then_student"
+            )
+        if recipe.teacher.lessons() is not None:
+            raise ConfigError(
+                "the teacher has data of its own, but in a stream it learns the tasks: leave it out"
+            )
         if self.schedule == "joint" and not has_teacher(recipe):
             raise ConfigError("scenario.schedule is joint but there is no teacher: name one, or change it")
         if self.schedule == "joint" and not recipe.teacher.learns:
@@ -99,7 +115,7 @@ class Continual(Scenario):
     def load_student(self, recipe: Any, state: dict[str, Tensor], classes: int) -> Net:
         """The student of a finished run, in evaluation mode."""
         shared = self.query == "student"
-        student, _ = build_networks(recipe, self.spec(recipe, classes), recipe.seed, shared_query=shared)
+        student = build_student(recipe, self.spec(recipe, classes), recipe.seed, shared_query=shared)
         return with_weights(student, state)
 
     def teacher_side(self) -> tuple[int, Optim]:

@@ -181,20 +181,26 @@ def protocol(recipe: Any, stream: Stream) -> Figures:
 def static(logits: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> Figures:
     """Figures on one test set from predictions [N, C] of the student and, where there is one, the teacher.
 
+    Those of a teacher's other path, ``teacher/<path>``, stand under ``paths``, with the student's agreement
+    with it and KL(path || student).
+
     Raises:
         NonFiniteError: a prediction is NaN or infinite.
     """
-    found: Figures = {"teacher": None, "fidelity": None}
+    found: Figures = {"teacher": None, "fidelity": None, "paths": {}}
     for who, values in logits.items():
         if not torch.isfinite(values).all():
             raise NonFiniteError(f"the {who}'s predictions are not finite: lower scenario.optim.lr")
         hits = int((values.argmax(1) == labels).sum())
-        found[who] = {
+        into, name = (found, who) if "/" not in who else (found["paths"], who.partition("/")[2])
+        into[name] = {
             "accuracy": 100 * hits / len(labels),
             "accuracy_interval": list(accuracy.wilson(hits, len(labels))),
             "class_names": list(names),
             **last_figures(values, labels),
         }
+        if into is not found:
+            into[name] |= likeness(logits["student"], values)
     if "teacher" in logits:
         found["fidelity"] = likeness(logits["student"], logits["teacher"])
     return found

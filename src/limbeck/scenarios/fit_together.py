@@ -23,6 +23,11 @@ def named(recipe: Any) -> dict[str, Any]:
     return found
 
 
+def load_data(recipe: Any) -> Any:
+    """The splits of the recipe's data, as its seed draws them."""
+    return recipe.data.seeded(recipe.seed).load()
+
+
 def inputs(recipe: Any) -> Any:
     """The input format of the student: what all images are brought to."""
     return recipe.student.input_spec()

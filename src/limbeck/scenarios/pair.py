@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch, Net, Outputs, Selector, Spec
+from limbeck.contracts import Batch, Facts, Net, Objective, Outputs, Selection, Spec
 from limbeck.data.batches import Batches
+from limbeck.data.together import Going
 from limbeck.engine import shared
 from limbeck.engine.capture import Captured, Replayable, WithQuery, outputs_of, rows_of
 from limbeck.engine.distillation import Ask, Distillation, combine
@@ -18,7 +19,7 @@ from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
 from limbeck.engine.state import load_variable_state, module_hash
-from limbeck.errors import ShapeError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.fit_together import has_teacher, named
 
@@ -34,6 +35,8 @@ class Pair:
         spec: what the networks are built for.
         example: a batch for the dry run that sizes the objectives' adapters.
         shared_query: whether the student's query also selects the teacher's prompts.
+        samples: how many samples the data has.
+        teacher_classes: what the teacher is built for; None = the student's classes.
 
     Attributes:
         order: where a teacher was trained before on the data set's own class numbers: that number of each
@@ -41,24 +44,31 @@ class Pair:
     """
 
     def __init__(
-        self, recipe: Any, run: Run, spec: Spec, example: Batch, *, shared_query: bool = True
-    ) -> None:
-        self.run, self.selector = run, recipe.selector
+        self, recipe: Any, run: Run, spec: Spec, example: Batch, *, shared_query: bool = True,
+        samples: int = 0, teacher_classes: int | None = None,
+    ) -> None:  # fmt: skip
+        self.run, self.samples, self.recipe, self.spec = run, samples, recipe, spec
         self.order: Tensor | None = None
         self.objectives = named(recipe)
         self.needs = combine(self.objectives)
         self.root = shared.cache_root(run)
         self.teacher: Net | None
         self.student, self.teacher = build_networks(
-            recipe, spec, run.seed, shared_query=shared_query, device=run.device
-        )
+            recipe, spec, run.seed, shared_query=shared_query, device=run.device,
+            teacher_classes=teacher_classes,
+        )  # fmt: skip
+        self.judged = teacher_classes in (None, spec.classes)
+        self.adapting = None if self.teacher is None else self.teacher.adapting()
+        if self.adapting is not None:
+            self.adapting.to(run.device)
         self.query_net = self.student if shared_query and self.student.query_dim is not None else None
         self.query_hash = {} if self.query_net is None else hashes({"net": self.query_net})
         self.learns = (
             [] if self.teacher is None else [p for p in self.teacher.parameters() if p.requires_grad]
         )
         self.adapters = self._build_adapters(example.to(run.device))
-        run.modules = nn.ModuleDict({**self.nets(), "objectives": self.adapters})
+        parts: dict[str, nn.Module] = {**self.nets(), "objectives": self.adapters}
+        run.modules = nn.ModuleDict(parts if self.adapting is None else {**parts, "adapting": self.adapting})
 
     def nets(self) -> dict[str, Net]:
         """The networks by role."""
@@ -66,11 +76,13 @@ class Pair:
 
     @torch.no_grad()
     def _build_adapters(self, example: Batch) -> nn.ModuleDict:
-        """The objectives, sized by what both networks give in a dry run."""
+        """The dry run, and the objectives, sized by what both networks give in a dry run."""
         example = self.with_query(example)
         taught = None
         if self.teacher is not None:
             taught = self.ask_live(example)
+            if self.adapting is not None:
+                taught = self.adapting.eval()(example, taught, self.needs.teacher)
         self.student.eval()
         own = self.student(example, taps=self.needs.student, teacher=taught)
         self.classes = own.logits.shape[1]
@@ -79,15 +91,34 @@ class Pair:
                 f"the teacher has {taught.logits.shape[1]} classes and the student {self.classes}: "
                 "give both a classifier for the same classes"
             )
+        self.dry = own, own if taught is None else taught
+        return self.built(self.objectives)
+
+    def built(self, objectives: Mapping[str, Objective]) -> nn.ModuleDict:
+        """The modules of ``objectives``, sized by what both networks gave in the dry run."""
+        own, taught = self.dry
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.run.derive("objectives"))
-            built = {name: o.build(own, taught or own) for name, o in self.objectives.items()}
+            built = {
+                name: o.build(own, taught.along(o.path), self._facts(name)) for name, o in objectives.items()
+            }
         return nn.ModuleDict(built).to(self.run.device)
+
+    def _facts(self, name: str) -> Facts:
+        seed = self.run.derive("objectives", name)
+        return Facts(samples=self.samples, seed=seed, student=self.student, teacher=self.teacher)
+
+    def start(self, stage: str, index: Tensor, labels: Tensor) -> None:
+        """Tell the objectives which samples [n] the stage goes over, and the labels [N] of the data."""
+        for name, objective in self.adapters.items():
+            if hasattr(objective, "start"):
+                objective.start(index, labels, self.run.generator("start", stage, name))  # type: ignore[operator]
 
     def trainable(self) -> dict[str, int]:
         """How many numbers each network's training may change."""
         student = sum(p.numel() for p in self.student.parameters() if p.requires_grad)
-        return {"student": student, "teacher": sum(p.numel() for p in self.learns)}
+        second = [] if self.adapting is None else [p for p in self.adapting.parameters() if p.requires_grad]
+        return {"student": student, "teacher": sum(p.numel() for p in [*self.learns, *second])}
 
     # Steps
 
@@ -111,14 +142,18 @@ class Pair:
             keep=keep,
         )
 
-    def distillation(self, window: Window | None, ask: Ask | None) -> Distillation:
-        """The student's step."""
+    def distillation(
+        self, window: Window | None, ask: Ask | None, selection: Selection | None = None
+    ) -> Distillation:
+        """The student's step, and that of the teacher's second path."""
         return Distillation(
             self.student,
             dict(self.adapters.items()),
             self.needs,
             ask=ask,
-            selector=self.selector,
+            adapting=self.adapting if ask is not None else None,
+            paths={name: objective.path for name, objective in self.objectives.items()},
+            selector=selection,
             window=window,
             query=self.student.query if self.student.query_dim is not None else None,
         )
@@ -143,10 +178,18 @@ class Pair:
 
     # Sources and caches
 
-    def source(self, batches: Batches, selector: Selector | None = None) -> Source:
+    def source(
+        self, batches: Batches, selection: Selection | None = None, *, equal_steps: bool = False
+    ) -> Source:
         """The batches that a stage goes over: selected, and with query features read from disk where
         views are replayed."""
-        chosen: Source = batches if selector is None else Selected(batches, selector, self.run)
+        chosen: Source = batches
+        if selection is not None:
+            chosen = Selected(batches, selection, self.run, equal_steps=equal_steps)
+        return self.with_queries(chosen, batches)
+
+    def with_queries(self, chosen: Source, batches: Batches) -> Source:
+        """``chosen``, a choice among ``batches``, with query features from disk where views are replayed."""
         net = self.student
         if net.query_dim is None or not self._caches(batches):
             return chosen
@@ -186,9 +229,22 @@ class Pair:
     # Measuring
 
     @torch.no_grad()
+    def tune(self, held_out: Batches, run: Run) -> None:
+        """Let the student settle what it chooses after training, on validation samples."""
+        if type(self.student).tune is Net.tune:
+            return
+
+        def choose() -> dict[str, float]:
+            self.student.eval()
+            parts = [self.with_query(b.to(run.device)) for b in held_out.epoch(0)]
+            return self.student.tune([self.student(b) for b in parts], torch.cat([b.labels for b in parts]))
+
+        self.student.tuned(run.once("tuned", choose))
+
+    @torch.no_grad()
     def answers(self, sources: Sequence[Source], classes: int) -> tuple[dict[str, Tensor], Tensor]:
         """Predictions [N, classes] of each network over ``sources`` in one pass, and the labels [N]."""
-        nets = self.nets()
+        nets = self.nets() if self.judged else {"student": self.student}
         said: dict[str, list[Tensor]] = {name: [] for name in nets}
         labels = []
         for net in nets.values():
@@ -201,8 +257,13 @@ class Pair:
                     for name, net in nets.items():
                         own = net is self.student or self.query_net is not None
                         told = moved if own else replace(moved, query=None)
-                        logits = self.arranged(name, net.predict(net(told)))
+                        answer = net(told)
+                        logits = self.arranged(name, net.predict(answer))
                         said[name].append(logits[:, :classes].float().cpu())
+                        if net is not self.student and self.adapting is not None:
+                            for path, other in self.adapting.eval()(told, answer).paths.items():
+                                found = said.setdefault(f"teacher/{path}", [])
+                                found.append(other.logits[:, :classes].float().cpu())
         return {name: torch.cat(parts) for name, parts in said.items()}, torch.cat(labels)
 
     @torch.no_grad()
@@ -223,36 +284,58 @@ class Pair:
 
 
 class Selected:
-    """Batches over what a selector finds worth a step in each epoch."""
+    """Batches over what a selector finds worth a step in each epoch.
 
-    def __init__(self, batches: Batches, selector: Selector, run: Run) -> None:
-        self.batches, self.selector, self.run = batches, selector, run
-        self.steps = self._part(0).steps
+    Args:
+        equal_steps: an epoch has as many steps as all samples would give: what was selected goes round.
+    """
+
+    def __init__(
+        self, batches: Batches, selection: Selection, run: Run, *, equal_steps: bool = False
+    ) -> None:
+        self.batches, self.selection, self.run = batches, selection, run
+        self.equal_steps = equal_steps
+        self.steps = batches.steps if equal_steps else self._part(0).steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from step ``start`` on."""
-        return self._part(epoch).epoch(epoch, start)
+        part = self._part(epoch)
+        return Going(part, self.steps).epoch(epoch, start) if self.equal_steps else part.epoch(epoch, start)
 
     def _part(self, epoch: int) -> Batches:
         index = self.batches.index
         draws = self.run.generator("selector", self.batches.seed, epoch)
-        chosen = self.selector.indices(index, self.batches.labels[index], epoch, draws)
+        chosen = self.selection.indices(index, self.batches.labels[index], epoch, draws)
+        if len(chosen) == 0:
+            raise ConfigError(
+                f"the selector left no sample in epoch {epoch}: let it keep more, by a lower threshold or a "
+                "larger fraction"
+            )
         return self.batches if chosen is index else self.batches.subset(chosen)
 
 
 def build_networks(
-    recipe: Any, spec: Spec, seed: int, *, shared_query: bool = True, device: torch.device | str = "cpu"
-) -> tuple[Net, Net | None]:
+    recipe: Any, spec: Spec, seed: int, *, shared_query: bool = True, device: torch.device | str = "cpu",
+    teacher_classes: int | None = None,
+) -> tuple[Net, Net | None]:  # fmt: skip
     """Student and teacher, built from ``seed``; the student is introduced to its teacher."""
     student: Net = recipe.student.build(spec, generator(seed, "student")).to(device)
     if not has_teacher(recipe):
         return student, None
     dim = student.query_dim if shared_query else None
-    wanted = replace(spec, query_dim=dim)
+    wanted = replace(spec, query_dim=dim, classes=teacher_classes or spec.classes)
     teacher: Net = recipe.teacher.build(wanted, generator(seed, "teacher")).to(device)
     renormalise(recipe, teacher)
     student.attach_teacher(teacher)
     return student, teacher
+
+
+def build_student(recipe: Any, spec: Spec, seed: int, *, shared_query: bool = True) -> Net:
+    """The student alone; its teacher is built only where the student keeps something of it."""
+    student: Net = recipe.student.build(spec, generator(seed, "student"))
+    if type(student).attach_teacher is Net.attach_teacher:
+        return student
+    return build_networks(recipe, spec, seed, shared_query=shared_query)[0]
 
 
 def renormalise(recipe: Any, teacher: Net) -> None:

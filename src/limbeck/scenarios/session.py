@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from limbeck.contracts import Batch
+from limbeck.contracts import Batch, Selection
 from limbeck.data.batches import Batches
 from limbeck.engine import shared
 from limbeck.engine.distillation import Ask
 from limbeck.engine.fit import Source, Turn, fit
 from limbeck.engine.run import Run
 from limbeck.scenarios import figures
-from limbeck.scenarios.fit_together import inputs
+from limbeck.scenarios.fit_together import inputs, load_data
 from limbeck.scenarios.pair import Pair, constants, hashes, remembered
 
 
@@ -27,14 +27,20 @@ class Session:
 
     def __init__(self, recipe: Any, run: Run) -> None:
         self.recipe, self.run, self.plan = recipe, run, recipe.scenario
-        self.splits = recipe.data.load()
+        self.splits = load_data(recipe)
         self.stream = self.plan.stream(self.splits, run.seed)
         self.form = inputs(recipe)
         spec = self.plan.spec(recipe, len(self.stream.classes))
-        self.pair = Pair(recipe, run, spec, self._example(2), shared_query=self.plan.query == "student")
+        self.pair = Pair(
+            recipe, run, spec, self._example(2), shared_query=self.plan.query == "student",
+            samples=len(self.splits.train),
+        )  # fmt: skip
+        self.selection = Selection(recipe.selector)
         self.student, self.teacher = self.pair.student, self.pair.teacher
         if not self.pair.learns:
             self.pair.order = torch.tensor(self.stream.class_order)
+            if self.pair.adapting is not None:
+                self.pair.adapting.order = self.pair.order
         self.tests: list[Source] = []
         self.seen: list[dict[str, Any]] = []
         self._announce()
@@ -56,7 +62,8 @@ class Session:
             **self._format(),
         )
         self.source = self.pair.source(self.batches)
-        self.selected = self.pair.source(self.batches, self.recipe.selector)
+        self.selected = self.pair.source(self.batches, self.selection)
+        self.pair.start(f"task{number}", self.batches.index, self.batches.labels)
         test = Batches(
             self.splits.test,
             self.task.test_index,
@@ -92,7 +99,8 @@ class Session:
         if self.teacher is not None:
             frozen["teacher"] = self.teacher
             ask = self.pair.ask_live if captured is None else remembered(captured)
-        turn = Turn("student", self.pair.distillation(self.window, ask), self.plan.optim, frozen)
+        module = self.pair.distillation(self.window, ask, self.selection)
+        turn = Turn("student", module, self.plan.optim, frozen)
         self._fit(f"task{self.task.number}/student", [turn], self.plan.epochs, self.selected)
         self.student.finish_task()
         if captured is not None:
@@ -104,7 +112,9 @@ class Session:
         self.pair.teach(True)
         lesson = self.pair.lesson(self.window, keep=True)
         first = Turn("teacher", lesson, self.plan.teacher_side()[1], constants(self.pair.nets()))
-        second = Turn("student", self.pair.distillation(self.window, lesson.said), self.plan.optim, {})
+        second = Turn(
+            "student", self.pair.distillation(self.window, lesson.said, self.selection), self.plan.optim, {}
+        )
         self._fit(f"task{self.task.number}/joint", [first, second], self.plan.epochs)
         self.teacher.finish_task()
         self.student.finish_task()

@@ -1,0 +1,162 @@
+"""A data set with less in it: few samples, wrong labels, rare classes, merged classes, missing labels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.data.images import Dataset, ImageSet, Pixels, Positions, Splits
+from limbeck.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Dataset):
+    """Another data set whose training split is cut, spoilt or merged; its test split is only merged.
+
+    What is asked for happens in the order of the fields. All draws come from ``seed``.
+
+    Attributes:
+        data: the other data set.
+        groups: classes to merge, each group one new class; classes that no group names are left out, of the
+            test split too. None = the classes as they are.
+        per_class: training samples to keep of each class, drawn at random; None = all.
+        imbalance: long tail: class k of C keeps ``imbalance ** (-k / (C - 1))`` of its samples, at least 1.
+            1 = no tail.
+        noise: share of the training labels that become another class, drawn evenly, in [0, 1).
+        labelled: training samples of each class whose label may be read; the rest goes without. None = all.
+        seed: of the draws; None = the run's.
+
+    Raises:
+        ConfigError: a field out of its range, or a class that is not there.
+    """
+
+    data: Any
+    groups: tuple[tuple[int, ...], ...] | None = None
+    per_class: int | None = None
+    imbalance: float = 1.0
+    noise: float = 0.0
+    labelled: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "labelled"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: allowed are values of at least 1, or null for all")
+        if not 1 <= self.imbalance < math.inf:
+            raise ConfigError(f"imbalance is {self.imbalance}: allowed are values of at least 1")
+        if not 0 <= self.noise < 1:
+            raise ConfigError(f"noise is {self.noise}: allowed are shares from 0 to below 1")
+        named = [c for group in self.groups or () for c in group]
+        if self.groups is not None and (len(self.groups) < 2 or len(set(named)) < len(named)):
+            raise ConfigError("groups must be at least two, and name no class twice")
+
+    def seeded(self, seed: int) -> Part:
+        """With the run's seed where none is set."""
+        return replace(self, data=self.data.seeded(seed), seed=seed if self.seed is None else self.seed)
+
+    def load(self) -> Splits:
+        """Both splits; see ``Dataset.load``."""
+        whole: Splits = self.data.load()
+        train, test = self._merged(whole.train), self._merged(whole.test)
+        draws = np.random.default_rng([self.seed or 0, 211])
+        train = _taken(train, self._kept(train.labels, len(train.classes), draws))
+        labels = self._spoilt(train.labels, len(train.classes), draws)
+        train = replace(
+            train, labels=labels, labelled=self._known(labels, draws), name=self._name(train.name),
+            fingerprint=_fingerprint(train, self),
+        )  # fmt: skip
+        return Splits(train, test)
+
+    def _merged(self, images: ImageSet) -> ImageSet:
+        if self.groups is None:
+            return images
+        to = torch.full((len(images.classes),), -1)
+        for new, group in enumerate(self.groups):
+            for old in group:
+                if not 0 <= old < len(to):
+                    raise ConfigError(f"groups name class {old} but {images.name} has 0..{len(to) - 1}")
+                to[old] = new
+        names = tuple("+".join(images.classes[c] for c in group) for group in self.groups)
+        kept = (to[images.labels] >= 0).nonzero().flatten()
+        mark = hashlib.sha256(f"{images.fingerprint} {self.groups}".encode()).hexdigest()
+        pixels = images.images if len(kept) == len(images) else _rows(images, kept)
+        return replace(images, images=pixels, labels=to[images.labels[kept]], classes=names, fingerprint=mark)
+
+    def _kept(self, labels: Tensor, classes: int, draws: np.random.Generator) -> Tensor:
+        """Positions that stay, sorted."""
+        parts = []
+        for k in range(classes):
+            mine = (labels == k).nonzero().flatten()
+            count = len(mine) if self.per_class is None else self.per_class
+            if count > len(mine):
+                raise DataError(f"per_class is {count} but class {k} has {len(mine)} samples: use fewer")
+            count = max(1, round(count * self.imbalance ** (-k / max(classes - 1, 1))))
+            parts.append(mine[torch.from_numpy(np.sort(draws.permutation(len(mine))[:count]))])
+        return torch.cat(parts).sort().values
+
+    def _spoilt(self, labels: Tensor, classes: int, draws: np.random.Generator) -> Tensor:
+        wrong = torch.from_numpy(draws.permutation(len(labels))[: round(self.noise * len(labels))])
+        shift = torch.from_numpy(draws.integers(1, classes, len(wrong)))
+        labels = labels.clone()
+        labels[wrong] = (labels[wrong] + shift) % classes
+        return labels
+
+    def _known(self, labels: Tensor, draws: np.random.Generator) -> Tensor | None:
+        if self.labelled is None:
+            return None
+        known = torch.zeros(len(labels), dtype=torch.bool)
+        for k in sorted(set(labels.tolist())):
+            mine = (labels == k).nonzero().flatten()
+            known[mine[torch.from_numpy(draws.permutation(len(mine))[: self.labelled])]] = True
+        return known
+
+    def _name(self, name: str) -> str:
+        words = [
+            f"{self.per_class} per class" if self.per_class is not None else "",
+            f"imbalance {self.imbalance:g}" if self.imbalance > 1 else "",
+            f"{self.noise:.0%} wrong labels" if self.noise else "",
+            f"{self.labelled} labelled per class" if self.labelled is not None else "",
+            f"{len(self.groups)} groups" if self.groups is not None else "",
+        ]
+        said = ", ".join(word for word in words if word)
+        return f"{name.removesuffix(' train')} ({said}) train" if said else name
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some images of a lazy source."""
+
+    images: ImageSet
+    positions: Positions
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, H, W, C)."""
+        height, width, channels = self.images.images.shape[1:]
+        return len(self.positions), height, width, channels
+
+    def read(self, positions: Positions) -> Pixels:
+        """The images at ``positions`` among these rows."""
+        return self.images.read(self.positions[positions])
+
+
+def _rows(images: ImageSet, kept: Tensor) -> Any:
+    return Rows(images, kept.numpy()) if images.lazy else images.read(kept.numpy())
+
+
+def _taken(images: ImageSet, kept: Tensor) -> ImageSet:
+    if len(kept) == len(images):
+        return images
+    return replace(images, images=_rows(images, kept), labels=images.labels[kept])
+
+
+def _fingerprint(images: ImageSet, part: Part) -> str:
+    asked = (part.per_class, part.imbalance, part.noise, part.labelled, part.seed)
+    return hashlib.sha256(f"{images.fingerprint} {asked}".encode()).hexdigest()

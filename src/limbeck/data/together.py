@@ -1,0 +1,57 @@
+"""Two sources whose batches are joined: labelled and unlabelled samples in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from limbeck.contracts import Batch
+from limbeck.data.batches import Batches
+
+
+class Going:
+    """Batches that go round and round: ``steps`` to an epoch, whatever number they have themselves.
+
+    Args:
+        batches: gone over again and again, each round in an order of its own.
+        steps: of an epoch.
+    """
+
+    def __init__(self, batches: Batches, steps: int) -> None:
+        self.batches, self.steps = batches, steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from step ``start`` on."""
+        step, stop = epoch * self.steps + start, (epoch + 1) * self.steps
+        while step < stop:
+            number, first = divmod(step, self.batches.steps)
+            for batch in self.batches.epoch(number, first):
+                yield batch
+                step += 1
+                if step == stop:
+                    return
+
+
+class Together:
+    """Each step has a batch of either source; an epoch goes once over ``rest``, and ``first`` goes round.
+
+    Source: the loop over the unlabelled loader of DHO (arXiv 2505.07675).
+    """
+
+    def __init__(self, first: Batches, rest: Batches) -> None:
+        self.first, self.rest, self.steps = Going(first, rest.steps), rest, rest.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from step ``start`` on."""
+        for one, other in zip(self.first.epoch(epoch, start), self.rest.epoch(epoch, start), strict=True):
+            yield joined(one, other)
+
+
+def joined(one: Batch, other: Batch) -> Batch:
+    """Both batches as one."""
+    parts: dict[str, Any] = {f.name: (getattr(one, f.name), getattr(other, f.name)) for f in fields(one)}
+    there = {name: torch.cat(pair) for name, pair in parts.items() if pair[0] is not None}
+    return replace(one, **there)

@@ -1,0 +1,95 @@
+"""What a selector may look at before a static training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.contracts import Batch, Net, Outputs
+from limbeck.data.batches import Batches
+from limbeck.engine.distillation import Distillation, combine
+from limbeck.engine.fit import Source, Turn, fit
+from limbeck.engine.optim import Optim
+from limbeck.engine.seeds import generator
+from limbeck.objectives.labels import Labels
+from limbeck.scenarios.pair import Pair, constants
+
+
+class Lessons:
+    """The ``contracts.Course`` of a static training.
+
+    Args:
+        pair: both networks.
+        everything: all training samples, those held out too.
+        learning: the batches of the training to come.
+        held_out: samples [m] kept for validation.
+        optim: the student's optimiser.
+    """
+
+    def __init__(
+        self, pair: Pair, everything: Batches, learning: Batches, held_out: Tensor, optim: Optim
+    ) -> None:
+        self.pair, self.everything, self.learning, self.optim = pair, everything, learning, optim
+        self.labels, self.index, self.held_out = learning.labels, learning.index, held_out
+        self.classes = pair.classes
+        self.student, self.teacher = pair.student, pair.teacher
+        self.once = pair.run.once
+        self.generator = pair.run.generator
+
+    def batches(self, index: Tensor, size: int = 256, view: int | None = None) -> Iterator[Batch]:
+        """Batches over ``index`` in its order; ``view`` None = without augmentation."""
+        source = (self.everything if view is None else self.learning).subset(index).in_order(size)
+        for batch in source.epoch(view or 0):
+            yield self.pair.with_query(batch.to(self.pair.run.device))
+
+    def ask(self, batch: Batch) -> Outputs:
+        """What the teacher says, live and without a graph."""
+        with torch.no_grad():
+            return self.pair.ask_live(batch)
+
+    def probe(
+        self, name: str, epochs: int, *, taught: bool = False, after: Callable[[Net, int], None] | None = None
+    ) -> Net:
+        """See ``contracts.Course.probe``."""
+        run, pair, stage = self.pair.run, self.pair, f"probe-{name}"
+        net: Net = pair.recipe.student.build(pair.spec, generator(run.seed, "probe", name)).to(run.device)
+        if pair.teacher is not None:
+            net.attach_teacher(pair.teacher)
+        objectives = pair.objectives if taught else {"labels": Labels()}
+        built = pair.built(objectives)
+        run.modules.add_module(stage, nn.ModuleDict({"net": net, "objectives": built}))
+        module = Distillation(
+            net, dict(built.items()), combine(objectives),
+            ask=pair.ask_live if taught and pair.teacher is not None else None,
+            paths={key: objective.path for key, objective in objectives.items()},
+            query=net.query if net.query_dim is not None else None,
+        )  # fmt: skip
+        source: Source = self.learning
+        if after is not None:
+            source = Watched(self.learning, lambda epoch: after(net.eval(), epoch), net)
+        run.meter.plan[stage] = source.steps * epochs
+        fit(run, stage, [Turn(stage, module, self.optim, constants({stage: net}))], source, epochs)
+        return net.eval()
+
+
+class Watched:
+    """Batches at whose end of each epoch something is looked at; the network then trains on."""
+
+    def __init__(self, source: Source, after: Callable[[int], None], net: Net) -> None:
+        self.source, self.after, self.net, self.steps = source, after, net, source.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from step ``start`` on."""
+        yield from self.source.epoch(epoch, start)
+        with torch.random.fork_rng(devices=[]):
+            self.after(epoch)
+        self.net.train()
+
+
+def facts_of(selection: Any) -> dict[str, Any]:
+    """What ``result.json`` says of a selection; nothing where it has nothing to say."""
+    found = selection.facts()
+    return {"selection": found} if found else {}
