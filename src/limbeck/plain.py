@@ -27,6 +27,7 @@ SLOTS = {
     "scenario": "scenarios",
     "data": "data",
     "prompts": "prompts",
+    "network": "students",
 }
 """The keys that hold a choice, by its kind. A changed ``name`` there drops the fields of the other."""
 
@@ -140,15 +141,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Plain:
 def merge(under: Any, over: Any, slot: str = "") -> Any:
     """``over`` laid on ``under``: maps merge key by key, all else is replaced.
 
-    A changed ``name`` replaces the whole map: the fields of one choice are not those of another. In a slot
-    (a key of ``SLOTS``) a bare word is a name.
+    In a slot (a key of ``SLOTS``) a bare word is a name, and a changed ``name`` replaces the whole choice:
+    the fields of one are not those of another.
     """
     if slot in SLOTS:
         under, over = ({"name": v} if isinstance(v, str) else v for v in (under, over))
     if not isinstance(under, Mapping) or not isinstance(over, Mapping):
         return over
-    chosen = slot in SLOTS or "name" in under
-    if chosen and "name" in over and _spelled(over["name"]) != _spelled(under.get("name")):
+    if slot in SLOTS and "name" in over and _spelled(over["name"]) != _spelled(under.get("name")):
         return dict(over)
     return _lay_map(under, over)
 

@@ -15,6 +15,7 @@ from torch import nn
 from limbeck import registry
 from limbeck.contracts import Batch, Net, Spec
 from limbeck.nets.backbones import InputSpec, VisionTransformer
+from limbeck.students.mlp import MLPStudent
 
 SPEC = Spec(classes=6, tasks=2, channels=1, size=8)
 IMAGES = InputSpec(channels=1, size=8, mean=(0.5,), std=(0.5,))
@@ -45,6 +46,16 @@ def classifier(folder: Path) -> str:
     return f"local-dir:{place}"
 
 
+def weights(folder: Path) -> str:
+    """The whole state of a small perceptron."""
+    place = folder / "perceptron.safetensors"
+    if not place.exists():
+        net = MLPStudent(hidden=(8,), images=IMAGES).build(SPEC, seeded(5))
+        place.parent.mkdir(exist_ok=True, parents=True)
+        save_file(net.get_submodule("network").state_dict(), place)
+    return str(place)
+
+
 def example(kind: str, name: str, folder: Path) -> Any:
     """The choice with its defaults, and tiny parts for the fields that name some.
 
@@ -55,10 +66,14 @@ def example(kind: str, name: str, folder: Path) -> Any:
         "backbone": backbone(folder, "small"),
         "prompts": registry.get("prompts", "coda")(pool=4, length=4, blocks=(0,)),
         "model": classifier(folder),
+        "network": MLPStudent(hidden=(8,), images=IMAGES),
+        "weights": weights(folder),
         "target": "tests.battery.networks:tiny",
         "images": IMAGES,
     }
-    return cls(**{f.name: parts[f.name] for f in dataclasses.fields(cls) if f.name in parts})
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    named = {f.name for f in dataclasses.fields(cls)} & set(parts)
+    return cls(**{name: parts[name] for name in named if name != "weights" or name in required})
 
 
 def seeded(seed: int = 0) -> torch.Generator:
