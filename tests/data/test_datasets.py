@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from limbeck.data import roots as roots_module
+from limbeck.data.cifar10 import CIFAR10
 from limbeck.data.cifar100 import CIFAR100
 from limbeck.data.digits import Digits
 from limbeck.data.fashion_mnist import FashionMNIST
@@ -154,6 +155,54 @@ def test_cifar100_never_opens_a_pickle(tmp_path: Path) -> None:
 def test_cifar100_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'no\.npz' \(data\.file\) is not on this machine"):
         CIFAR100(root=str(tmp_path), file="no.npz").load()
+
+
+# CIFAR-10
+
+
+def cifar10_arrays() -> dict[str, np.ndarray]:
+    return {
+        "x_train": RNG.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8),
+        "y_train": RNG.permutation(50) % 10,
+        "x_test": RNG.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8),
+        "y_test": np.arange(10),
+        "names": np.array([f"name{c}" for c in range(10)]),
+    }
+
+
+def write_cifar10(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """The binary version: five files of ten images, and the test split."""
+    folder.mkdir()
+    (folder / "batches.meta.txt").write_text("\n".join(arrays["names"]) + "\n\n")
+    planes = {part: arrays[f"x_{part}"].transpose(0, 3, 1, 2) for part in ("train", "test")}
+    files = {f"data_batch_{n + 1}": ("train", slice(10 * n, 10 * n + 10)) for n in range(5)}
+    for name, (part, rows) in (files | {"test_batch": ("test", slice(0, 10))}).items():
+        labels = arrays[f"y_{part}"][rows].astype(np.uint8)[:, None]
+        np.concatenate([labels, planes[part][rows].reshape(10, -1)], 1).tofile(folder / f"{name}.bin")
+
+
+def test_cifar10_binary_version_and_npz_are_the_same_set(tmp_path: Path) -> None:
+    arrays, folder = cifar10_arrays(), tmp_path / "cifar-10-batches-bin"
+    write_cifar10(folder, arrays)
+    np.savez(tmp_path / "few.npz", **arrays)
+    binary, packed = CIFAR10(root=str(tmp_path)).load(), CIFAR10(root=str(tmp_path / "few.npz")).load()
+    assert np.array_equal(binary.train.read(np.arange(50)), arrays["x_train"])
+    assert binary.train.labels.tolist() == arrays["y_train"].tolist()
+    assert binary.train.fingerprint == packed.train.fingerprint
+    assert (binary.name, packed.name) == ("CIFAR-10", "CIFAR-10 (5+1 per class)")
+    (folder / "data_batch_4.bin").unlink()
+    with pytest.raises(DataError, match=r"data_batch_4\.bin is not there but files beside it are"):
+        CIFAR10(root=str(tmp_path)).load()
+
+
+def test_cifar10_class_folders(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_folder(tmp_path / "CIFAR-10-dataset" / part, ["airplane", "truck"])
+    splits = CIFAR10(root=str(tmp_path)).load()
+    assert splits.name == "CIFAR-10"
+    assert splits.train.images.shape == (10, 32, 32, 3)
+    with pytest.raises(DataError, match=r"CIFAR-10 is not on this machine: .*cifar-10-batches-bin/.*162 MB"):
+        CIFAR10(root=str(tmp_path / "CIFAR-10-dataset" / "test")).load()
 
 
 # Image folders
