@@ -366,7 +366,8 @@ class Course(Protocol):
             name: tells probes apart; another name starts from other weights.
             epochs: passes over the data, with the scenario's optimiser.
             taught: by the recipe's objectives; else by the labels alone.
-            after: called with the network, in evaluation mode, and the number of each epoch that ends.
+            after: called with the network, in evaluation mode, and the number of each epoch that ends, in
+                order; also for epochs that a resumed run passes over, whose findings ``once`` has kept.
         """
         ...
 

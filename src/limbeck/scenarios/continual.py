@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from limbeck import registry
 from limbeck.contracts import Net, Scenario, Selector, Spec
 from limbeck.data.images import Splits
 from limbeck.data.stream import Stream
@@ -76,12 +75,11 @@ class Continual(Scenario):
         kind = type(recipe.selector)
         if kind.prepare is not Selector.prepare:
             raise ConfigError(
-                f"selector {registry.name_of(recipe.selector)[1]!r} looks at its data before the training: "
-                "use scenario static"
+                f"selector {kind.__name__} looks at its data before the training: use scenario static"
             )
         if self.schedule == "joint" and kind.indices is not Selector.indices:
             raise ConfigError(
-                f"selector {registry.name_of(recipe.selector)[1]!r} leaves samples out, but under joint the "
+                f"selector {kind.__name__} leaves samples out, but under joint the "
                 "teacher needs them all: use teacher_then_student"
             )
         if recipe.teacher.lessons() is not None:

@@ -67,25 +67,38 @@ class Lessons:
             paths={key: objective.path for key, objective in objectives.items()},
             query=net.query if net.query_dim is not None else None,
         )  # fmt: skip
-        source: Source = self.learning
-        if after is not None:
-            source = Watched(self.learning, lambda epoch: after(net.eval(), epoch), net)
+        watched = None if after is None else Watched(self.learning, after, net)
+        source: Source = watched or self.learning
         run.meter.plan[stage] = source.steps * epochs
         fit(run, stage, [Turn(stage, module, self.optim, constants({stage: net}))], source, epochs)
+        if watched is not None:
+            watched.catch_up(epochs)
         return net.eval()
 
 
 class Watched:
-    """Batches at whose end of each epoch something is looked at; the network then trains on."""
+    """Batches at whose end of each epoch a network is looked at; it then trains on.
 
-    def __init__(self, source: Source, after: Callable[[int], None], net: Net) -> None:
+    A resumed run looks again, in order, at the epochs that it passed over: what is found there is kept in
+    the run (``Course.once``), so that the network's weights do not matter.
+    """
+
+    def __init__(self, source: Source, after: Callable[[Net, int], None], net: Net) -> None:
         self.source, self.after, self.net, self.steps = source, after, net, source.steps
+        self.seen = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from step ``start`` on."""
+        self.catch_up(epoch)
         yield from self.source.epoch(epoch, start)
+        self.catch_up(epoch + 1)
+
+    def catch_up(self, epochs: int) -> None:
+        """Look at all epochs before number ``epochs`` that were not looked at."""
         with torch.random.fork_rng(devices=[]):
-            self.after(epoch)
+            for epoch in range(self.seen, epochs):
+                self.after(self.net.eval(), epoch)
+        self.seen = max(self.seen, epochs)
         self.net.train()
 
 
