@@ -1,22 +1,68 @@
 """Pure losses: tensors in, tensor out. Each computes in at least float32 and detaches the teacher."""
 
+from limbeck.losses.attention import attention, attention_transfer
+from limbeck.losses.correlation import dist, pearson
+from limbeck.losses.crd import likelihoods, noise_contrast, remembered
 from limbeck.losses.dkd import decoupled_kl
 from limbeck.losses.hints import hint_mse
+from limbeck.losses.information import variational_information
 from limbeck.losses.kl import kl_divergence
 from limbeck.losses.labels import cross_entropy, masked_cross_entropy
-from limbeck.losses.reduction import Reduction, full_precision, reduce
+from limbeck.losses.maps import at_one_size
+from limbeck.losses.maximum_mean import neuron_selectivity
+from limbeck.losses.plackett_luce import fixed_places, plackett_luce, pld, teacher_places, teacher_ranking
+from limbeck.losses.reduction import Reduction, full_precision, product, reduce
+from limbeck.losses.relations import (
+    angle_relations,
+    angles,
+    distance_relations,
+    distances,
+    similarities,
+    similarity_relations,
+)
 from limbeck.losses.review import hcl, hcl_stage, token_review
+from limbeck.losses.standard import standardise
+from limbeck.losses.token_graph import context, contextual, global_graph, knn_affinity, local_graph, tokenise
 
 __all__ = [
     "Reduction",
+    "angle_relations",
+    "angles",
+    "at_one_size",
+    "attention",
+    "attention_transfer",
+    "context",
+    "contextual",
     "cross_entropy",
     "decoupled_kl",
+    "dist",
+    "distance_relations",
+    "distances",
+    "fixed_places",
     "full_precision",
+    "global_graph",
     "hcl",
     "hcl_stage",
     "hint_mse",
     "kl_divergence",
+    "knn_affinity",
+    "likelihoods",
+    "local_graph",
     "masked_cross_entropy",
+    "neuron_selectivity",
+    "noise_contrast",
+    "pearson",
+    "plackett_luce",
+    "pld",
+    "product",
     "reduce",
+    "remembered",
+    "similarities",
+    "similarity_relations",
+    "standardise",
+    "teacher_places",
+    "teacher_ranking",
     "token_review",
+    "tokenise",
+    "variational_information",
 ]

@@ -17,6 +17,14 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in the precision of both, also where autocast would take less."""
+    if a.is_meta or not torch.is_autocast_enabled(a.device.type):
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
 def reduce(
     items: Tensor,
     *,
