@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from limbeck import losses
 from limbeck.contracts import Outputs, Progress
 from limbeck.errors import ConfigError, ShapeError, nearest
 
@@ -30,6 +31,12 @@ def same_classes(student: Outputs, teacher: Outputs) -> None:
             f"the student has {own} classes but the teacher has {other}: "
             "give both heads the same classes in the same order"
         )
+
+
+def matched(student: Outputs, teacher: Outputs, standardise: bool) -> tuple[Tensor, Tensor]:
+    """The logits that are matched, standardised in both or as they are: (student's, teacher's) [..., C]."""
+    own, other = student.soft, teacher.logits
+    return (losses.standardise(own), losses.standardise(other)) if standardise else (own, other)
 
 
 def feature(who: str, outputs: Outputs, tap: str) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck import losses
 from limbeck.contracts import NO_FACTS, Batch, Facts, Objective, Outputs, Progress
-from limbeck.objectives._shared import above, at_least, same_classes, warm_up
+from limbeck.objectives._shared import above, at_least, matched, same_classes, warm_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class DKD(Objective):
         alpha: factor of the target part (TCKD), >= 0.
         beta: factor of the non-target part (NCKD), >= 0; 2 or 6 for some pairs of the paper.
         temperature: T > 0; both terms carry T².
+        standardise: match logits of mean 0 and deviation 1 in each row; then the temperature is 2 and the
+            weight 9 (Sun et al., CVPR 2024, arXiv 2403.01427).
         warmup_epochs: epochs over which both grow linearly from 1/warmup_epochs to their full size; 0 = none.
 
     Raises:
@@ -41,6 +43,7 @@ class DKD(Objective):
     alpha: float = 1.0
     beta: float = 8.0
     temperature: float = 4.0
+    standardise: bool = False
     warmup_epochs: int = 20
 
     def __post_init__(self) -> None:
@@ -55,13 +58,9 @@ class DKD(Objective):
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """``{"target": ..., "rest": ...}``: TCKD and NCKD with their weights."""
+        own, other = matched(student, teacher, self.standardise)
         target, rest = losses.decoupled_kl(
-            student.soft,
-            teacher.logits,
-            batch.labels,
-            self.temperature,
-            mask=student.mask,
-            weights=batch.weight,
+            own, other, batch.labels, self.temperature, mask=student.mask, weights=batch.weight
         )
         scale = self.weight * warm_up(at, self.warmup_epochs)
         return {"target": scale * self.alpha * target, "rest": scale * self.beta * rest}

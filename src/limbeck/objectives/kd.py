@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck import losses
 from limbeck.contracts import NO_FACTS, Batch, Facts, Objective, Outputs, Progress
-from limbeck.objectives._shared import above, at_least, same_classes
+from limbeck.objectives._shared import above, at_least, matched, same_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class KD(Objective):
         zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
         weight: factor of the term, >= 0.
         temperature: T > 0; the term carries T².
+        standardise: match logits of mean 0 and deviation 1 in each row, so that the scale of neither network
+            counts; then the temperature is 2 and the weight 9 (Sun et al., CVPR 2024, arXiv 2403.01427).
 
     Raises:
         ConfigError: a field out of its range.
@@ -37,6 +39,7 @@ class KD(Objective):
 
     weight: float = 0.9
     temperature: float = 4.0
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         at_least("weight", self.weight, 0)
@@ -49,7 +52,6 @@ class KD(Objective):
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """``{"kd": weight * T² * KL(teacher ‖ student)}``."""
-        loss = losses.kl_divergence(
-            student.soft, teacher.logits, self.temperature, mask=student.mask, weights=batch.weight
-        )
+        own, other = matched(student, teacher, self.standardise)
+        loss = losses.kl_divergence(own, other, self.temperature, mask=student.mask, weights=batch.weight)
         return {"kd": self.weight * loss}
