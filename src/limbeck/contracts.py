@@ -6,7 +6,7 @@ are its whole configuration; what is learnable is built later, from the shapes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
@@ -68,7 +68,8 @@ class Outputs:
 
     Attributes:
         logits: [B, C] of the class head: what labels are matched with.
-        soft_logits: [B, C] of a second head that learns from the teacher; None where there is one head.
+        soft_logits: [B, C] of a second head that learns from the teacher; None where there is one head. A
+            head may split each class into S parts: [B, C * S], the parts of a class side by side.
         features: tapped tensors by module path.
         losses: the network's own scalar terms (prompt key matching, orthogonality), already weighted.
         prompts: the prefix prompts (key, value), each [B, L, D], by block, where a network has them.
@@ -91,8 +92,11 @@ class Outputs:
         return self.logits if self.soft_logits is None else self.soft_logits
 
     def columns(self, start: int, stop: int) -> Self:
-        """The same outputs with logits cut to the classes ``start`` .. ``stop - 1``."""
-        soft = None if self.soft_logits is None else self.soft_logits[:, start:stop]
+        """The same outputs with logits cut to the classes ``start`` .. ``stop - 1``, with all their parts."""
+        soft = self.soft_logits
+        if soft is not None:
+            parts = soft.shape[1] // self.logits.shape[1]
+            soft = soft[:, parts * start : parts * stop]
         paths = {name: other.columns(start, stop) for name, other in self.paths.items()}
         return replace(self, logits=self.logits[:, start:stop], soft_logits=soft, paths=paths)
 
@@ -262,6 +266,13 @@ class Net(nn.Module):
     def tuned(self, chosen: Mapping[str, float]) -> None:
         """Take over what ``tune`` chose."""
 
+    def observe(self, batches: Iterable[Batch]) -> None:
+        """Find out what a teacher needs to know of the samples to teach on, when it has been trained itself.
+
+        What is found is kept in buffers, so that a checkpoint has it. ``batches`` go once over the student's
+        training samples, without augmentation.
+        """
+
     def adapting(self) -> Adapting | None:
         """The second path of a teacher that learns beside the student; None where it has none."""
         return None
@@ -312,9 +323,12 @@ class Teacher(Network):
 
     Attributes:
         learns: whether it is trained on labels in a phase of its own before it teaches.
+        observes: whether it looks at the student's data before it teaches (``Net.observe``), which only a
+            scenario with all data at hand can offer.
     """
 
     learns: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
 
     def lessons(self) -> Any:
         """The data set that it is trained on in its own phase; None = the student's."""

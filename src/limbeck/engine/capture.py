@@ -119,11 +119,27 @@ class WithQuery:
 
 
 def rows_of(outputs: Outputs) -> dict[str, torch.Tensor]:
-    """A network's outputs as rows of a cache."""
-    return {"logits": outputs.logits} | {f"at_{tap}": value for tap, value in outputs.features.items()}
+    """A network's outputs as rows of a cache: both heads, the features, and the same of its other paths."""
+    rows = {"logits": outputs.logits}
+    if outputs.soft_logits is not None:
+        rows["soft"] = outputs.soft_logits
+    rows |= {f"at_{tap}": value for tap, value in outputs.features.items()}
+    for name, other in outputs.paths.items():
+        rows |= {f"path={name}={key}": value for key, value in rows_of(other).items()}
+    return rows
 
 
 def outputs_of(rows: Rows) -> Outputs:
     """The inverse of ``rows_of``."""
     features = {name.removeprefix("at_"): value for name, value in rows.items() if name.startswith("at_")}
-    return Outputs(logits=rows["logits"], features=features)
+    paths: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in rows.items():
+        if name.startswith("path="):
+            path, _, key = name.removeprefix("path=").partition("=")
+            paths.setdefault(path, {})[key] = value
+    return Outputs(
+        logits=rows["logits"],
+        soft_logits=rows.get("soft"),
+        features=features,
+        paths={path: outputs_of(own) for path, own in paths.items()},
+    )

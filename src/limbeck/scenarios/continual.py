@@ -86,6 +86,11 @@ class Continual(Scenario):
             raise ConfigError(
                 "the teacher has data of its own, but in a stream it learns the tasks: leave it out"
             )
+        if recipe.teacher.observes:
+            raise ConfigError(
+                f"teacher {type(recipe.teacher).__name__} looks at all data before it teaches, and a stream "
+                "never has it: use scenario static"
+            )
         if self.schedule == "joint" and not has_teacher(recipe):
             raise ConfigError("scenario.schedule is joint but there is no teacher: name one, or change it")
         if self.schedule == "joint" and not recipe.teacher.learns:

@@ -13,7 +13,7 @@ from limbeck.contracts import Batch, Facts, Net, Objective, Outputs, Selection, 
 from limbeck.data.batches import Batches
 from limbeck.data.together import Going
 from limbeck.engine import shared
-from limbeck.engine.capture import Captured, Replayable, WithQuery, outputs_of, rows_of
+from limbeck.engine.capture import CHUNK, Captured, Replayable, WithQuery, outputs_of, rows_of
 from limbeck.engine.distillation import Ask, Distillation, combine
 from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
@@ -158,17 +158,33 @@ class Pair:
             query=self.student.query if self.student.query_dim is not None else None,
         )
 
+    def told(self, batch: Batch) -> Batch:
+        """The batch as the teacher gets it: without a query that it does not share."""
+        return batch if self.query_net is not None else replace(batch, query=None)
+
     def ask_live(self, batch: Batch) -> Outputs:
         """What the teacher says to a batch that carries the shared query."""
         assert self.teacher is not None
         self.teacher.eval()
-        told = batch if self.query_net is not None else replace(batch, query=None)
-        outputs: Outputs = self.teacher(told, taps=self.needs.teacher)
-        return replace(outputs, logits=self.arranged("teacher", outputs.logits)).detach()
+        outputs: Outputs = self.teacher(self.told(batch), taps=self.needs.teacher)
+        return self._in_order(outputs).detach()
+
+    @torch.no_grad()
+    def observe(self, batches: Batches) -> None:
+        """Let the teacher look once at what the student learns from; a resumed run keeps what it found."""
+        if self.teacher is None or type(self.teacher).observe is Net.observe or self.run.pending is not None:
+            return
+        seen = batches.in_order(CHUNK).epoch(0)
+        self.teacher.eval().observe(self.told(self.with_query(b.to(self.run.device))) for b in seen)
 
     def arranged(self, who: str, logits: Tensor) -> Tensor:
         """``logits`` [B, C] in the student's numbering of the classes."""
         return logits if self.order is None or who == "student" else logits[:, self.order]
+
+    def _in_order(self, outputs: Outputs) -> Outputs:
+        """The teacher's outputs, its other paths' too, in the student's numbering of the classes."""
+        paths = {name: self._in_order(other) for name, other in outputs.paths.items()}
+        return replace(outputs, logits=self.arranged("teacher", outputs.logits), paths=paths)
 
     def with_query(self, batch: Batch) -> Batch:
         """The batch with the student's query."""
@@ -260,8 +276,10 @@ class Pair:
                         answer = net(told)
                         logits = self.arranged(name, net.predict(answer))
                         said[name].append(logits[:, :classes].float().cpu())
-                        if net is not self.student and self.adapting is not None:
-                            for path, other in self.adapting.eval()(told, answer).paths.items():
+                        if net is not self.student:
+                            second = self.adapting
+                            whole = self._in_order(answer) if second is None else second.eval()(told, answer)
+                            for path, other in whole.paths.items():
                                 found = said.setdefault(f"teacher/{path}", [])
                                 found.append(other.logits[:, :classes].float().cpu())
         return {name: torch.cat(parts) for name, parts in said.items()}, torch.cat(labels)

@@ -97,6 +97,7 @@ class Static(Scenario):
         pair = desk.pair
         if pair.learns:
             self.teach(pair, desk)
+        pair.observe(desk.everything.subset(desk.index))
         lessons = Lessons(pair, desk.everything, desk.learning, desk.held_out, self.optim)
         selection = recipe.selector.prepare(lessons)
         run.modules.add_module("selector", selection)
