@@ -21,6 +21,8 @@ from limbeck.engine.run import Run
 from limbeck.engine.state import variable_state, write_atomically, write_json, write_text
 from limbeck.errors import ConfigError
 from limbeck.nets.backbones import read_weights
+from limbeck.nets.taps import core
+from limbeck.report.card import write_card
 from limbeck.report.page import write_page
 
 RUNS = Path("runs")
@@ -54,7 +56,7 @@ def run(
         sets: overrides ``a.b=value``; not with a ``Recipe``.
         seed: the run's seed; None = the recipe's.
         out: the run's folder; None = ``runs/<name>-s<seed>``.
-        quiet: show nothing.
+        quiet: show no progress, only warnings.
 
     Raises:
         LimbeckError: the recipe, the data, the networks or the folder will not do, found before training;
@@ -113,40 +115,122 @@ def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Re
         torch.set_num_threads(recipe.engine.threads)
     try:
         with Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session:
-            return finish(folder, session, recipe.scenario.run(recipe, session))
+            return finish(folder, session, recipe.scenario.run(recipe, session), recipe)
     finally:
         torch.set_num_threads(threads)
 
 
-def finish(folder: Path, session: Run, figures: dict[str, Any]) -> Result:
-    """Save the student, the figures and the page."""
+def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe | None = None) -> Result:
+    """Save the student with its card, the figures and the page.
+
+    Args:
+        recipe: what was carried out; None where the networks were given from Python.
+    """
     figures["time"] = {
         "seconds": round(session.total_seconds(), 3),
         "teacher_share": session.teacher_share(),
         "stages": {name: round(value, 3) for name, value in session.seconds.items()},
     }
     figures["versions"] = versions()
-    save_student(folder, session.modules.get_submodule("student"))
+    student = session.modules.get_submodule("student")
+    names = (figures.get("student") or {}).get("class_names") or []
+    save_student(folder, student, _description(student, recipe, names))
     write_json(folder / "result.json", figures)
+    write_card(folder)
     write_page(folder)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     return Result(folder, figures)
 
 
-def save_student(folder: Path, student: torch.nn.Module) -> None:
-    """Write the student's learnt weights as ``student/model.safetensors``.
+def save_student(folder: Path, student: torch.nn.Module, description: dict[str, Any]) -> None:
+    """Write the student's learnt weights as ``student/model.safetensors``, and ``student/config.json``.
 
-    A plain network keeps its own names; a timm network gets the ``config.json`` that makes the folder
-    loadable by ``timm.create_model("local-dir:...")``. A frozen backbone is left out: the recipe names it.
+    A plain network keeps its own names, so that the folder of a timm network is loadable by
+    ``timm.create_model("local-dir:...")``. A frozen backbone is left out: the recipe names it.
     """
-    to = folder / "student"
-    network = getattr(student, "network", None)
-    state = variable_state(student) if network is None else network.state_dict()
+    network = core(student)
+    state = variable_state(student) if network is student else network.state_dict()
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    to = folder / "student"
     write_atomically(to / "model.safetensors", lambda path: save_file(weights, path))
-    description = getattr(student, "description", None)
-    if description is not None:
-        write_json(to / "config.json", description)
+    write_json(to / "config.json", description)
+
+
+def _description(student: torch.nn.Module, recipe: Recipe | None, names: Sequence[str]) -> dict[str, Any]:
+    """What a reader of the weights needs to make the network again."""
+    found = dict(getattr(student, "description", None) or {})
+    if not found:
+        found["network"] = type(core(student)).__name__
+        if recipe is not None:
+            form = recipe.student.input_spec()
+            found |= {
+                "student": config.plain_value(recipe.student, "student"),
+                "images": {
+                    "input_size": [form.channels, form.size, form.size],
+                    "mean": list(form.mean), "std": list(form.std),
+                },
+            }  # fmt: skip
+    return found | ({"num_classes": len(names), "label_names": list(names)} if names else {})
+
+
+@dataclass(frozen=True)
+class Export:
+    """What ``export`` wrote.
+
+    Attributes:
+        folder: the student's folder.
+        card: the model card.
+        onnx: the ONNX file's name, its largest difference from the student, the largest logit and the number
+            of inputs compared; None where it was not asked for.
+    """
+
+    folder: Path
+    card: Path
+    onnx: dict[str, Any] | None
+
+
+def export(
+    folder: str | Path,
+    *,
+    onnx: bool = False,
+    student: torch.nn.Module | None = None,
+    examples: torch.Tensor | None = None,
+) -> Export:
+    """Write the model card of a finished run anew and, on request, its student as ``student/model.onnx``.
+
+    The ONNX file maps a float32 batch of any size, as the student reads it, to the logits that the student
+    predicts with. It is compared with the student on real test inputs before it is kept.
+
+    Args:
+        folder: the run's.
+        onnx: write the ONNX file.
+        student: the module itself, where the run was made by ``distill``.
+        examples: inputs [N, ...] that the two are compared on; None = the first test images.
+
+    Raises:
+        LimbeckError: no finished run, a missing package, a network that ONNX cannot hold, or a file that
+            answers otherwise than the student.
+    """
+    folder = Path(folder)
+    to = folder / "student"
+    found = None
+    if onnx:
+        from limbeck import exporting
+
+        network: torch.nn.Module
+        if student is None:
+            network = exporting.Answer(load_student(folder))
+        else:
+            network = student.eval()
+        if examples is None:
+            if student is not None:
+                raise ConfigError(
+                    "examples is not given: a student from Python is compared on inputs of yours"
+                )
+            examples = exporting.test_images(config.load(folder / "recipe.yaml"))
+        found = exporting.to_onnx(network, examples, to / "model.onnx").as_dict()
+        write_json(to / "onnx.json", found)
+    return Export(to, write_card(folder), found)
 
 
 def load_student(folder: str | Path) -> Any:
@@ -163,7 +247,9 @@ def load_student(folder: str | Path) -> Any:
     if figures is None:
         raise ConfigError(f"{folder} holds no finished run: finish it with: limbeck resume {folder}")
     if plain.read(folder / "recipe.yaml").get("made_by"):
-        raise ConfigError(f"{folder} was made by limbeck.distill: load student/model.safetensors yourself")
+        raise ConfigError(
+            f"{folder} was made by limbeck.distill: load student/model.safetensors into your network yourself"
+        )
     recipe = config.load(folder / "recipe.yaml")
     classes = len(figures["student"]["class_names"])
     state = read_weights(folder / "student" / "model.safetensors")

@@ -61,6 +61,10 @@ class Recipe:
     baselines: tuple[str, ...] = ()
     predicted: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: allowed are whole numbers from 0")
+
 
 def load(source: str | Path, sets: Sequence[str] = (), seed: int | None = None) -> Recipe:
     """The recipe of that name, or in that file, with overrides.

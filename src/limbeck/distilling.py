@@ -67,7 +67,7 @@ def distill(
         out: the run's folder.
         seed: of all randomness.
         resume: go on with the run in ``out``, from the same networks and data.
-        quiet: show nothing.
+        quiet: show no progress, only warnings.
 
     Raises:
         LimbeckError: parts that do not fit, a folder in use, or a training that went wrong.

@@ -39,7 +39,7 @@ def test_a_teacher_is_trained_on_its_own_data_first(tmp_path: Path) -> None:
     assert found["protocol"]["teacher"] == {"epochs": 2, "data": "digits train", "samples": 1347}
     assert found["protocol"]["training_samples"] == 100
     assert found["teacher"]["accuracy"] > 30
-    assert [name for name in found["time"]["stages"]] == ["teacher", "train"]
+    assert list(found["time"]["stages"]) == ["teacher", "train"]
 
 
 def test_a_teacher_that_was_taught_the_same_way_is_taken_over(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(ConfigError, match="unlabelled_batch is 8 but all samples of"):
         asked = recipe("scenario.unlabelled_batch=8")
         asked.scenario.check(asked)
-    with pytest.raises(ConfigError, match="ema is 1.5: allowed are values between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"ema is 1\.5: allowed are values between 0 and 1"):
         recipe("scenario.optim.ema=1.5")
-    with pytest.raises(ConfigError, match="validation is 1.0: allowed are shares"):
+    with pytest.raises(ConfigError, match=r"validation is 1\.0: allowed are shares"):
         recipe("scenario.validation=1.0")
 
 
@@ -221,7 +221,5 @@ def test_a_stream_refuses_a_selector_that_looks_ahead(tmp_path: Path) -> None:
 
     asked = small.recipe(tmp_path)
     object.__setattr__(asked, "selector", Ahead())
-    with pytest.raises(
-        ConfigError, match="selector Ahead looks at its data before the training: use scenario"
-    ):
+    with pytest.raises(ConfigError, match="selector Ahead looks at its data before the training"):
         asked.scenario.check(asked)

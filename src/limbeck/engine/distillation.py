@@ -29,6 +29,7 @@ class Distillation(nn.Module):
         window: the classes ``(start, stop)`` that objectives see; None = all.
         query: gives the query features of images for batches that carry none; None = not needed.
         keep: hold on to the student's last outputs for ``said``.
+        own_query: the teacher selects by a query of its own, not by the batch's.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class Distillation(nn.Module):
         window: tuple[int, int] | None = None,
         query: Callable[[Tensor], Tensor] | None = None,
         keep: bool = False,
+        own_query: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
         self.objectives = nn.ModuleDict(dict(objectives))
         self.adapting = adapting
         self.needs, self.ask, self.window, self.query = needs, ask, window, query
-        self.keep, self.paths = keep, dict(paths or {})
+        self.keep, self.paths, self.own_query = keep, dict(paths or {}), own_query
         self._selector = (selector,)  # unregistered: what of it learns takes steps of its own
         self.last: Outputs | None = None
         self.teacher_seconds = 0.0
@@ -68,7 +70,8 @@ class Distillation(nn.Module):
         terms: dict[str, Tensor] = {}
         if taught is not None:
             if self.adapting is not None:
-                taught = self.adapting(batch, taught, self.needs.teacher).columns(start, stop)
+                asked = replace(batch, query=None) if self.own_query else batch
+                taught = self.adapting(asked, taught, self.needs.teacher).columns(start, stop)
                 terms = _named("teacher", self.adapting.terms(taught, seen.detach(), local, at))
                 taught = taught.detach()
             else:

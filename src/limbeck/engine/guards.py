@@ -90,7 +90,10 @@ def check_orphans(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if parameter.grad is not None and id(parameter) not in optimised:
             raise GuardError(f"{name} receives a gradient but no optimiser holds it: it would never learn")
         if parameter.grad is None and id(parameter) in optimised:
-            raise GuardError(f"{name} is optimised but no loss term reaches it: choose a network without it")
+            raise GuardError(
+                f"{name} is optimised but no loss term reaches it: choose a network "
+                "without it, or add an objective that reads it"
+            )
 
 
 class FiniteFlag:

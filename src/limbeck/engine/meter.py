@@ -21,6 +21,7 @@ class Meter:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet)
+        self.notes = Console(stderr=True) if quiet else self.console  # warnings are shown in any case
         self.plan: dict[str, int] = {}
         self.pace: dict[str, float] = {}
         self.text = ""
@@ -45,7 +46,11 @@ class Meter:
 
     def note(self, text: str) -> None:
         """One line above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._print(self.notes, text)
+
+    @staticmethod
+    def _print(console: Console, text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, stage: str, at: Progress, seconds: float) -> None:
         """A step of ``stage`` took ``seconds``."""
@@ -61,7 +66,8 @@ class Meter:
             self.bar.update(self.task, completed=at.step + 1, left=self.left(stage, at), text=self.text)
         elif time.monotonic() - self.last_line > PLAIN_SECONDS:
             self.last_line = time.monotonic()
-            self.note(f"{stage}  step {at.step + 1}/{at.steps}  {self.left(stage, at)} left  {self.text}")
+            line = f"{stage}  step {at.step + 1}/{at.steps}  {self.left(stage, at)} left  {self.text}"
+            self._print(self.console, line)
 
     def show(self, loss: float, terms: dict[str, float], teacher_share: float) -> None:
         """New values of the loss terms."""

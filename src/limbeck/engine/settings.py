@@ -1,5 +1,5 @@
-"""How a run is carried out: the machine's side of a recipe. Nothing here changes what is computed,
-except ``precision``, ``compile`` and a reduced ``cache_dtype``."""
+"""How a run is carried out: the machine's side of a recipe. Nothing here changes what is computed, except
+``precision``, ``compile``, a reduced ``cache_dtype`` and, in the last bits, ``device`` and ``threads``."""
 
 from __future__ import annotations
 

@@ -132,7 +132,10 @@ class Session:
         """The figures of the whole run."""
         image = self._example(1).to(self.run.device)
         cost = self.run.once("cost", lambda: figures.cost(self.pair.nets(), image, self.pair.trainable()))
-        return figures.continual(self.recipe, self.run, self.stream, self.seen, cost)
+        found = figures.continual(self.recipe, self.run, self.stream, self.seen, cost)
+        if self.student.query_dim is None:
+            found["protocol"]["query"] = None
+        return found
 
     def _fit(self, stage: str, turns: list[Turn], epochs: int, source: Source | None = None) -> None:
         fit(
