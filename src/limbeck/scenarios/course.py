@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch, Net, Outputs
+from limbeck.contracts import Batch, Net, Outputs, Selection
 from limbeck.data.batches import Batches
 from limbeck.engine.distillation import Distillation, combine
 from limbeck.engine.fit import Source, Turn, fit
@@ -35,8 +35,9 @@ class Lessons:
         self.pair, self.everything, self.learning, self.optim = pair, everything, learning, optim
         self.labels, self.index, self.held_out = learning.labels, learning.index, held_out
         self.classes = pair.classes
-        self.student, self.teacher = pair.student, pair.teacher
-        self.once = pair.run.once
+        self.student, self.teacher, self.objectives = pair.student, pair.teacher, pair.objectives
+        self.noisy = learning.images.noisy
+        self.once, self.warn = pair.run.once, pair.run.warn
         self.generator = pair.run.generator
 
     def batches(self, index: Tensor, size: int = 256, view: int | None = None) -> Iterator[Batch]:
@@ -49,6 +50,10 @@ class Lessons:
         """What the teacher says, live and without a graph."""
         with torch.no_grad():
             return self.pair.ask_live(batch)
+
+    def step(self, selection: Selection) -> Distillation:
+        """See ``contracts.Course.step``."""
+        return self.pair.distillation(None, None if self.teacher is None else self.pair.ask_live, selection)
 
     def probe(
         self, name: str, epochs: int, *, taught: bool = False, after: Callable[[Net, int], None] | None = None
