@@ -1,8 +1,9 @@
-"""What several objectives share: checks of fields and features, warm-up."""
+"""What several objectives share: checks of fields and features, forms of features, warm-up."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -54,6 +55,58 @@ def feature(who: str, outputs: Outputs, tap: str) -> Tensor:
         )
     found = outputs.features[tap]
     return found[:, :, None, None] if found.ndim == 2 else found
+
+
+def as_map(found: Tensor) -> Tensor:
+    """A feature as a map [B, C, H, W]: tokens [B, T, D] become a square, without a class token before them.
+
+    Raises:
+        ShapeError: neither all tokens nor all but the first make a square, or it has other axes.
+    """
+    if found.ndim == 4:
+        return found
+    if found.ndim != 3:
+        raise ShapeError(f"a feature is {list(found.shape)}: tap maps [B, C, H, W] or tokens [B, T, D]")
+    patches = found[:, _class_tokens(found.shape[1]) :]
+    side = math.isqrt(patches.shape[1])
+    return patches.mT.reshape(len(found), -1, side, side)
+
+
+def as_vector(found: Tensor) -> Tensor:
+    """A feature as vectors [B, D]: the mean of a map; of tokens the class token, or without one the mean."""
+    if found.ndim == 4:
+        return found.mean((2, 3))
+    return found[:, 0] if _class_tokens(found.shape[1]) else found.mean(1)
+
+
+def _class_tokens(tokens: int) -> int:
+    """How many of so many tokens stand before the square of patches: 0 or 1."""
+    for before in (0, 1):
+        if tokens > before and math.isqrt(tokens - before) ** 2 == tokens - before:
+            return before
+    raise ShapeError(
+        f"{tokens} tokens are no square of patches, with or without a class token: tap a network without "
+        "extra tokens (registers, KD token, prepended prompts) and with a square grid"
+    )
+
+
+def map_pairs(
+    student: Outputs, teacher: Outputs, own: Sequence[str], other: Sequence[str]
+) -> list[tuple[Tensor, Tensor]]:
+    """The maps [B, C, H, W] at the taps of both networks, stage by stage."""
+    return [
+        (as_map(feature("student", student, a)), as_map(feature("teacher", teacher, b)))
+        for a, b in zip(own, other, strict=True)
+    ]
+
+
+def as_many(own: Sequence[str], other: Sequence[str]) -> None:
+    """Raise ``ConfigError`` unless both networks have as many taps, and one at least."""
+    if len(own) != len(other) or not own:
+        raise ConfigError(
+            f"student_taps names {len(own)} layers but teacher_taps names {len(other)}: "
+            f"name {'as many' if own or other else 'one or more'} in both"
+        )
 
 
 def warm_up(at: Progress, epochs: int) -> float:

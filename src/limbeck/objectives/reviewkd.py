@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from limbeck import losses
 from limbeck.contracts import NO_FACTS, Batch, Facts, Needs, Objective, Outputs, Progress
-from limbeck.errors import ConfigError, ShapeError
-from limbeck.objectives._shared import at_least, feature, warm_up
+from limbeck.errors import ShapeError
+from limbeck.objectives._shared import as_many, at_least, feature, warm_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,7 @@ class ReviewKD(Objective):
         at_least("weight", self.weight, 0)
         at_least("blocks", self.blocks, 1)
         at_least("warmup_epochs", self.warmup_epochs, 0)
-        own, other = self.taps
-        if len(own) != len(other):
-            raise ConfigError(
-                f"student_taps names {len(own)} layers but teacher_taps names {len(other)}: "
-                "name as many in both"
-            )
+        as_many(*self.taps)
 
     @property
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
