@@ -60,12 +60,12 @@ def test_a_bar_in_a_terminal() -> None:
     assert meter.bar is None
 
 
-def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_shows_warnings_alone(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLAIN_SECONDS", -1)
     meter = Meter(quiet=True)
     play(meter)
     meter.note("warning: something")
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "warning: something\n")
 
 
 def test_brackets_of_a_note_are_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
