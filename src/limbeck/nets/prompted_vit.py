@@ -85,6 +85,8 @@ class PromptedViT(Net):
         self.teacher_prompts: TaskPrompts | None = None
         self._teachers: tuple[TaskPrompts, ...] = ()  # the live one; in a tuple, so that it is no submodule
         depth = len(backbone.blocks)
+        # Behind each block, since a prompted one is not called as such: where hooks find its output.
+        self.blocks = nn.ModuleList(nn.Identity() for _ in range(depth))
         self._taps = {f"blocks.{n}": n % depth for n in range(-depth, depth)} | {"norm": depth}
         self._check_blocks()
 
@@ -163,6 +165,7 @@ class PromptedViT(Net):
             task = [group[number] for group in (chosen.prefix, mapped) if number in group]
             read = at.read() if short and number == depth - 1 else None
             x = self._block(number, x, task, shared.get(number), chosen.additive.get(number), at, read)
+            x = self.blocks[number](x)
             if number in wanted.values():
                 outputs[number] = x
         if last == depth:

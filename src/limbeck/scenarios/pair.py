@@ -60,7 +60,7 @@ class Pair:
         self.judged = teacher_classes in (None, spec.classes)
         self.adapting = None if self.teacher is None else self.teacher.adapting()
         if self.adapting is not None:
-            self.adapting.to(run.device)
+            renormalise(recipe, self.adapting.to(run.device))
         self.query_net = self.student if shared_query and self.student.query_dim is not None else None
         self.query_hash = {} if self.query_net is None else hashes({"net": self.query_net})
         self.learns = (
@@ -82,7 +82,7 @@ class Pair:
         if self.teacher is not None:
             taught = self.ask_live(example)
             if self.adapting is not None:
-                taught = self.adapting.eval()(example, taught, self.needs.teacher)
+                taught = self.adapting.eval()(self.told(example), taught, self.needs.teacher)
         self.student.eval()
         own = self.student(example, taps=self.needs.student, teacher=taught)
         self.classes = own.logits.shape[1]
@@ -156,6 +156,7 @@ class Pair:
             selector=selection,
             window=window,
             query=self.student.query if self.student.query_dim is not None else None,
+            own_query=self.query_net is None,
         )
 
     def told(self, batch: Batch) -> Batch:
@@ -271,8 +272,7 @@ class Pair:
                 with autocast(self.run):
                     moved = self.with_query(batch.to(self.run.device))
                     for name, net in nets.items():
-                        own = net is self.student or self.query_net is not None
-                        told = moved if own else replace(moved, query=None)
+                        told = moved if net is self.student else self.told(moved)
                         answer = net(told)
                         logits = self.arranged(name, net.predict(answer))
                         said[name].append(logits[:, :classes].float().cpu())
@@ -356,7 +356,7 @@ def build_student(recipe: Any, spec: Spec, seed: int, *, shared_query: bool = Tr
     return build_networks(recipe, spec, seed, shared_query=shared_query)[0]
 
 
-def renormalise(recipe: Any, teacher: Net) -> None:
+def renormalise(recipe: Any, teacher: nn.Module) -> None:
     """Images come as the student expects them: let the teacher see them as it does, where that differs."""
     if not (hasattr(recipe.student, "input_spec") and hasattr(recipe.teacher, "input_spec")):
         return
@@ -377,7 +377,7 @@ def renormalise(recipe: Any, teacher: Net) -> None:
 
 def with_weights(student: Net, state: dict[str, Tensor]) -> Net:
     """``student`` with the learnt weights of a finished run, in evaluation mode."""
-    load_variable_state(getattr(student, "network", student), state)
+    load_variable_state(core(student), state)
     return student.eval()
 
 
