@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from limbeck.report.compare import Comparison, Spread, compare
 from limbeck.report.figures import lookup
 from limbeck.report.seen import write_index
 
-TEACHER = ("teacher.average_accuracy", "teacher.just_learned", "teacher.forgetting.cdl")
+TEACHER = (
+    "teacher.average_accuracy", "teacher.just_learned", "teacher.forgetting.cdl", "teacher.accuracy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,13 @@ def seen(recipe: Recipe, baselines: Sequence[str], folders: Sequence[Path]) -> d
     together = [compare(folders, baseline=name) for name in baselines] or [compare(folders)]
     first = together[0].data
     own = next(label for label, m in first["methods"].items() if m["recipe"] == recipe.name)
+    claimed = [side for claim in recipe.predicted for side in _sides(claim)]
+    further = dict.fromkeys([*TEACHER, *(side for side in claimed if side not in baselines)])
     methods = {
         label: {
             "recipe": m["recipe"],
             "seeds": sorted(map(int, m["runs"])),
-            "figures": m["figures"] | teacher_figures(m["runs"]),
+            "figures": further_figures(m["runs"], further) | m["figures"],
         }
         for label, m in first["methods"].items()
     }
@@ -133,14 +137,14 @@ def seen(recipe: Recipe, baselines: Sequence[str], folders: Sequence[Path]) -> d
     }
 
 
-def teacher_figures(runs: Mapping[str, str]) -> dict[str, Any]:
-    """The teacher's figures over seeds, from the runs' folders by seed; none where there is no teacher."""
+def further_figures(runs: Mapping[str, str], paths: Iterable[str]) -> dict[str, Any]:
+    """Figures at ``paths`` of the results over seeds, from the runs' folders by seed; those that all have."""
     results = {
         int(seed): json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
         for seed, folder in runs.items()
     }
     found = {}
-    for path in TEACHER:
+    for path in paths:
         values = {seed: lookup(result, path) for seed, result in results.items()}
         if all(value is not None for value in values.values()):
             found[path] = Spread(values).as_dict()
@@ -152,16 +156,21 @@ def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str
 
     ``seen`` is yes or no where the 95 % interval of the paired difference leaves 0 out, else unclear.
     """
-    sign = "<" if "<" in claim else ">"
-    figure, _, other = (part.strip() for part in claim.partition(sign))
+    figure, other = _sides(claim)
+    ours = methods[own]["figures"]
     if other in differences:
-        spread = differences[other][figure]
+        theirs = next(m["figures"] for m in methods.values() if m["recipe"] == other)
+        spread = differences[other].get(figure) or _difference(ours[figure], theirs[figure])
     else:
-        ours = methods[own]["figures"]
         spread = _difference(ours[figure], ours[other])
-    low, high = sorted(end if sign == ">" else -end for end in spread["interval"])
+    low, high = sorted(end if ">" in claim else -end for end in spread["interval"])
     answer = "yes" if low > 0 else "no" if high < 0 else "unclear"
     return {"claim": claim, "seen": answer, "difference": spread}
+
+
+def _sides(claim: str) -> tuple[str, str]:
+    figure, _, other = claim.partition("<" if "<" in claim else ">")
+    return figure.strip(), other.strip()
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

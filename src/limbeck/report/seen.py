@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = {
+STREAM = {
     "student.average_accuracy": "A",
     "student.just_learned": "J",
     "student.forgetting.cdl": "F (cdl)",
     "teacher.average_accuracy": "A of the teacher",
     "fidelity.agreement": "agreement",
 }
+STATIC = {
+    "student.accuracy": "accuracy",
+    "teacher.accuracy": "teacher's",
+    "fidelity.agreement": "agreement",
+    "student.nll": "NLL",
+    "student.ece": "ECE",
+}
 HEAD = """# What was seen
 
 Written by `limbeck demonstrate` from the JSON files beside it; each of these names its command, protocol,
-seeds and versions. Mean ± standard deviation over seeds, percent: A is the accuracy averaged over all tasks
-after the last one, J the same right after each task was learnt, F (cdl) = J - A.
+seeds and versions. Mean ± standard deviation over seeds; accuracies in percent, NLL in nats. Differences are
+paired by seed, with 95 % intervals.
 """
+ON_STREAMS = """
+## Streams of tasks
+
+A is the accuracy averaged over all tasks after the last one, J the same right after each task was learnt,
+F (cdl) = J - A.
+"""
+Seen = Mapping[str, Any]
 
 
 def write_index(folder: Path) -> Path:
@@ -29,12 +43,13 @@ def write_index(folder: Path) -> Path:
         The file.
     """
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    lines = [HEAD, "| recipe | seeds | " + " | ".join(COLUMNS.values()) + " |"]
-    lines.append("| --- " * (len(COLUMNS) + 2) + "|")
-    lines += [_row(each) for each in found]
-    lines += ["", "## Against the baselines", "", "Differences paired by seed, with 95 % intervals.", ""]
-    lines += ["| recipe | minus | A | J | F (cdl) |", "| --- | --- | --- | --- | --- |"]
-    lines += [line for each in found for line in _differences(each)]
+    streams = [each for each in found if "student.average_accuracy" in _own(each)["figures"]]
+    static = [each for each in found if each not in streams]
+    lines = [HEAD]
+    if static:
+        lines += ["## One data set", "", *_table(static, STATIC, 1, with_data=True)]
+    if streams:
+        lines += [ON_STREAMS, *_table(streams, STREAM, 3)]
     lines += ["", "## What the papers lead one to expect", ""]
     lines += ["| recipe | prediction | seen | difference |", "| --- | --- | --- | --- |"]
     lines += [line for each in found for line in _predictions(each)]
@@ -43,31 +58,47 @@ def write_index(folder: Path) -> Path:
     return path
 
 
-def _row(seen: Mapping[str, Any]) -> str:
-    own = next(m for m in seen["methods"].values() if m["recipe"] == seen["recipe"])
-    cells = [_spread(own["figures"].get(path)) for path in COLUMNS]
-    return f"| {seen['recipe']} | {len(own['seeds'])} | " + " | ".join(cells) + " |"
+def _table(
+    found: Sequence[Seen], columns: Mapping[str, str], compared: int, with_data: bool = False
+) -> list[str]:
+    """The figures, and the differences of the first ``compared`` of them from the baselines."""
+    first = ["recipe", *(["data"] if with_data else []), "seeds"]
+    lines = [_line([*first, *columns.values()]), "| --- " * (len(first) + len(columns)) + "|"]
+    for each in found:
+        own, data = _own(each), [str(each["protocol"].get("data", "-"))] if with_data else []
+        cells = [_spread(own["figures"].get(path), path) for path in columns]
+        lines.append(_line([each["recipe"], *data, str(len(own["seeds"])), *cells]))
+    lines += ["", _line(["recipe", "minus", *list(columns.values())[:compared]])]
+    lines.append("| --- " * (2 + compared) + "|")
+    for each in found:
+        for name, differences in each["differences"].items():
+            cells = [_interval(differences.get(path)) for path in list(columns)[:compared]]
+            lines.append(_line([each["recipe"], name, *cells]))
+    return lines
 
 
-def _spread(figure: Mapping[str, Any] | None) -> str:
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _own(seen: Seen) -> Seen:
+    found: Seen = next(m for m in seen["methods"].values() if m["recipe"] == seen["recipe"])
+    return found
+
+
+def _spread(figure: Mapping[str, Any] | None, path: str) -> str:
     if figure is None:
         return "-"
-    return f"{figure['mean']:.1f} ± {figure['sd']:.1f}"
-
-
-def _differences(seen: Mapping[str, Any]) -> list[str]:
-    paths = list(COLUMNS)[:3]
-    return [
-        f"| {seen['recipe']} | {name} | " + " | ".join(_interval(found.get(path)) for path in paths) + " |"
-        for name, found in seen["differences"].items()
-    ]
+    places = 3 if path in ("student.nll", "student.ece") else 1
+    return f"{figure['mean']:.{places}f} ± {figure['sd']:.{places}f}"
 
 
 def _interval(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return "-"
     low, high = figure["interval"]
-    return f"{figure['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
+    places = 1 if max(abs(low), abs(high)) >= 1 else 3
+    return f"{figure['mean']:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})"
 
 
 def _predictions(seen: Mapping[str, Any]) -> list[str]:
