@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor, nn
 
@@ -128,6 +129,27 @@ def test_cka_ignores_rotation_and_scale(seed: int, scale: float) -> None:
     other = fidelity.linear_cka(features, draw(seed + 2, 12, 7))
     assert 0 <= other <= 1 + 1e-9
     assert other == pytest.approx(fidelity.linear_cka(draw(seed + 2, 12, 7), features))
+
+
+@given(seeds)
+def test_rank_correlation_agrees_with_scipy(seed: int) -> None:
+    student, teacher = draw(seed, 6, 5).round(), draw(seed + 1, 6, 5)
+    expected = [spearmanr(s, t).statistic for s, t in zip(student, teacher, strict=True)]
+    if np.isfinite(expected).all():
+        assert fidelity.rank_correlation(student, teacher) == pytest.approx(np.mean(expected), abs=1e-6)
+    assert fidelity.rank_correlation(teacher, 3 * teacher.exp()) == pytest.approx(1)
+    assert fidelity.rank_correlation(teacher, -teacher) == pytest.approx(-1)
+
+
+def test_rank_correlation_where_there_is_little_order() -> None:
+    two = torch.tensor([[1.0, 0], [0, 1], [0, 1], [0, 1]])
+    assert fidelity.rank_correlation(two, torch.tensor([[3.0, 2], [2, 3], [3, 2], [2, 2]])) == pytest.approx(
+        0.25
+    )
+    assert fidelity.rank_correlation(torch.ones(3, 4), draw(0, 3, 4)) == 0
+    assert fidelity.rank_correlation(draw(0, 3, 1), draw(1, 3, 1)) == 0
+    with pytest.raises(ShapeError, match=r"\[2, 3\].*\[2, 4\]"):
+        fidelity.rank_correlation(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
 def test_cka_of_a_constant_is_zero() -> None:

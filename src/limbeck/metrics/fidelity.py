@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from limbeck.errors import DataError, ShapeError
-from limbeck.losses import kl_divergence
+from limbeck.losses import kl_divergence, pearson
 
 
 def agreement(student: Tensor, teacher: Tensor) -> float:
@@ -34,6 +36,21 @@ def predictive_kl(student: Tensor, teacher: Tensor) -> float:
     """
     _check(student, teacher)
     return float(kl_divergence(student.double(), teacher.double()))
+
+
+def rank_correlation(student: Tensor, teacher: Tensor) -> float:
+    """Mean over samples of Spearman's correlation between the orders of the classes, in -1 .. 1.
+
+    Equal logits share the mean of their ranks. A sample for which either network makes no difference between
+    the classes counts 0, and so does every sample where there is one class; with two it counts 1 or -1.
+
+    Arguments and errors as ``agreement``.
+
+    Source: Bassam, Zhu, Bian, NeurIPS 2025 (arXiv 2506.12542) for the use; Spearman 1904 for the measure.
+    """
+    _check(student, teacher)
+    ranks = [torch.as_tensor(rankdata(x.double().cpu(), axis=-1)) for x in (student, teacher)]
+    return float(pearson(*ranks).mean())
 
 
 def linear_cka(student: Tensor, teacher: Tensor) -> float:

@@ -129,6 +129,13 @@ AGREEMENT = Figure(
     "higher",
 )
 KL = Figure("fidelity.kl", "KL", "nats", "divergence from the teacher's to the student's classes", "lower")
+RANKS = Figure(
+    "fidelity.rank_correlation",
+    "rank correlation",
+    "share",
+    "mean over the images of Spearman's correlation of the classes' order, -1 to 1",
+    "higher",
+)
 CKA = Figure("fidelity.cka", "CKA", "share", "likeness of the matched features, 0 to 1", "higher")
 ECE = Figure(
     "student.ece", "ECE", "share", "mean distance between confidence and accuracy over the bins", "lower"
@@ -153,7 +160,7 @@ def forgetting(definition: str, meaning: str = "") -> Figure:
 
 
 def of_teacher(figure: Figure) -> Figure:
-    """The same figure of the teacher; what compares the two (agreement, KL, CKA) has none."""
+    """The same figure of the teacher; what compares the two (agreement, KL, ranks, CKA) has none."""
     return replace(
         figure, path=figure.path.replace("student.", "teacher.", 1).replace("fidelity.", "teacher.", 1)
     )
@@ -164,7 +171,8 @@ def figures_of(result: Mapping[str, Any]) -> tuple[Figure, ...]:
     definitions = lookup(result, "protocol.forgetting_definitions") or {}
     names = lookup(result, "student.forgetting") or {}
     lost = tuple(forgetting(name, str(definitions.get(name, ""))) for name in names)
-    known = (ACCURACY, AVERAGE, INCREMENTAL, JUST_LEARNED, *lost, AGREEMENT, KL, CKA, ECE, NLL, BRIER, *COST)
+    alike = (AGREEMENT, KL, RANKS, CKA)
+    known = (ACCURACY, AVERAGE, INCREMENTAL, JUST_LEARNED, *lost, *alike, ECE, NLL, BRIER, *COST)
     return tuple(figure for figure in known if figure.of(result) is not None)
 
 

@@ -68,10 +68,11 @@ def last_figures(logits: Tensor, labels: Tensor) -> Figures:
 
 
 def likeness(student: Tensor, teacher: Tensor) -> Figures:
-    """Agreement (percent) and KL(teacher || student) in nats of predictions [N, C]."""
+    """Agreement (percent), KL(teacher || student) in nats and rank correlation of predictions [N, C]."""
     return {
         "agreement": fidelity.agreement(student, teacher),
         "kl": fidelity.predictive_kl(student, teacher),
+        "rank_correlation": fidelity.rank_correlation(student, teacher),
     }
 
 
@@ -111,7 +112,7 @@ def continual(recipe: Any, run: Run, stream: Stream, seen: Sequence[Figures], pr
     last = seen[-1]
     result: Figures = {
         "recipe": recipe.name, "scenario": "continual", "seed": run.seed,
-        "data": data_name(stream.splits), "protocol": protocol(recipe, stream),
+        **about(stream.splits), "protocol": protocol(recipe, stream),
         "student": _side("student", stream, seen),
         "teacher": _side("teacher", stream, seen) if "teacher" in last else None,
         "fidelity": None,
@@ -151,6 +152,12 @@ def _minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
 def data_name(splits: Splits) -> str:
     """What figures on the test split are labelled with."""
     return splits.train.name.removesuffix(" train")
+
+
+def about(splits: Splits) -> dict[str, str]:
+    """The data's name, licence and source."""
+    train = splits.train
+    return {"data": data_name(splits), "data_licence": train.licence, "data_source": train.source}
 
 
 def changed(settings: Any) -> dict[str, Any]:
