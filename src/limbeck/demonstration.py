@@ -159,8 +159,10 @@ def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str
     figure, other = _sides(claim)
     ours = methods[own]["figures"]
     if other in differences:
-        theirs = next(m["figures"] for m in methods.values() if m["recipe"] == other)
-        spread = differences[other].get(figure) or _difference(ours[figure], theirs[figure])
+        spread = differences[other].get(figure)
+        if spread is None:
+            theirs = next(m["figures"] for m in methods.values() if m["recipe"] == other)
+            spread = _difference(ours[figure], theirs[figure])
     else:
         spread = _difference(ours[figure], ours[other])
     low, high = sorted(end if ">" in claim else -end for end in spread["interval"])
