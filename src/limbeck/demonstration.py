@@ -157,14 +157,13 @@ def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str
     ``seen`` is yes or no where the 95 % interval of the paired difference leaves 0 out, else unclear.
     """
     figure, other = _sides(claim)
-    ours = methods[own]["figures"]
-    if other in differences:
-        spread = differences[other].get(figure)
-        if spread is None:
-            theirs = next(m["figures"] for m in methods.values() if m["recipe"] == other)
-            spread = _difference(ours[figure], theirs[figure])
+    by_recipe = {m["recipe"]: m["figures"] for m in methods.values()}
+    if figure in differences.get(other, {}):
+        spread = differences[other][figure]
+    elif other in differences:
+        spread = _difference(methods[own]["figures"][figure], by_recipe[other][figure])
     else:
-        spread = _difference(ours[figure], ours[other])
+        spread = _difference(methods[own]["figures"][figure], methods[own]["figures"][other])
     low, high = sorted(end if ">" in claim else -end for end in spread["interval"])
     answer = "yes" if low > 0 else "no" if high < 0 else "unclear"
     return {"claim": claim, "seen": answer, "difference": spread}
