@@ -62,11 +62,14 @@ def example(kind: str, name: str, folder: Path) -> Any:
     A choice that needs a field of another name fails here: add a part for it.
     """
     cls = registry.get(kind, name)
+    trained = registry.get("teachers", "trained")
     parts = {
         "backbone": backbone(folder, "small"),
         "prompts": registry.get("prompts", "coda")(pool=4, length=4, blocks=(0,)),
         "model": classifier(folder),
         "network": MLPStudent(hidden=(8,), images=IMAGES),
+        "teacher": trained(network=MLPStudent(hidden=(16,), images=IMAGES)),
+        "members": tuple(trained(network=MLPStudent(hidden=(width,), images=IMAGES)) for width in (8, 16)),
         "weights": weights(folder),
         "target": "tests.battery.networks:tiny",
         "images": IMAGES,

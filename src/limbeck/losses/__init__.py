@@ -22,6 +22,14 @@ from limbeck.losses.relations import (
 )
 from limbeck.losses.review import hcl, hcl_stage, token_review
 from limbeck.losses.standard import standardise
+from limbeck.losses.subclasses import (
+    class_directions,
+    fold,
+    null_projector,
+    positions,
+    subclass_kl,
+    subclass_log_probs,
+)
 from limbeck.losses.token_graph import context, contextual, global_graph, knn_affinity, local_graph, tokenise
 
 __all__ = [
@@ -31,6 +39,7 @@ __all__ = [
     "at_one_size",
     "attention",
     "attention_transfer",
+    "class_directions",
     "context",
     "contextual",
     "cross_entropy",
@@ -39,6 +48,7 @@ __all__ = [
     "distance_relations",
     "distances",
     "fixed_places",
+    "fold",
     "full_precision",
     "global_graph",
     "hcl",
@@ -51,15 +61,19 @@ __all__ = [
     "masked_cross_entropy",
     "neuron_selectivity",
     "noise_contrast",
+    "null_projector",
     "pearson",
     "plackett_luce",
     "pld",
+    "positions",
     "product",
     "reduce",
     "remembered",
     "similarities",
     "similarity_relations",
     "standardise",
+    "subclass_kl",
+    "subclass_log_probs",
     "teacher_places",
     "teacher_ranking",
     "token_review",
