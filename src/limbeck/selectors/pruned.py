@@ -29,14 +29,15 @@ class Pruned(Selector):
 
     Attributes:
         fraction: share f of the samples that is kept, in (0, 1].
-        mode: ``random``, ``hard`` (the largest scores), ``easy`` (the smallest) or ``moderate`` (nearest to the
-            median).
+        mode: ``random``, ``hard`` (the largest scores), ``easy`` (the smallest) or ``moderate`` (those
+            nearest to the median).
         score: ``el2n``, ``grand`` (of the last layer) or ``forgetting``; not asked for where mode is random.
         balanced: keep that share of each class; else a class may be lost, which is warned of.
         probes: early trainings, each from other weights, that a score is the mean of.
         probe_epochs: epochs of each; 3 to 20.
         tap: module path whose output the last layer reads; ``grand`` needs it.
-        alpha: weight of the teacher in [0, 1]; ``rule`` = by the fraction; None = the objectives' own weights.
+        alpha: weight of the teacher in [0, 1]; ``rule`` = by the fraction; None = the objectives' weights
+            alone.
         seed: of the random choice; None = the run's.
 
     Raises:
@@ -146,7 +147,7 @@ class Kept(Selection):
         soft = {name for name, need in needs.items() if need.teacher_logits or need.teacher}
         if alpha > 0 and not soft:
             raise ConfigError(
-                f"selector.alpha is {alpha:g} but no objective listens to a teacher: add kd, or set alpha to 0"
+                f"selector.alpha is {alpha:g} but no objective listens to a teacher: add kd, or set it to 0"
             )
         if alpha == 0 and soft:
             course.warn("alpha is 0: the teacher is asked in vain; teacher none and labels alone ask nobody")
@@ -194,7 +195,7 @@ class Kept(Selection):
 
     @torch.no_grad()
     def _said(self, net: Net) -> tuple[Tensor, Tensor | None]:
-        """A probe's class probabilities [n, C], and where ``grand`` asks for them what its last layer reads."""
+        """A probe's class probabilities [n, C], and what its last layer reads where ``grand`` asks for it."""
         taps = (self.choice.tap,) if self.choice.score == "grand" and self.choice.tap is not None else ()
         said = [net(batch, taps=taps) for batch in self.course.batches(self.course.index)]
         probs = torch.cat([net.predict(each).float().softmax(1).cpu() for each in said])
