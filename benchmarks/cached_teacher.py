@@ -17,7 +17,7 @@ from side_by_side import arguments, in_turn, medians, ratio, scratch_run, write
 from limbeck.data.views import Views
 from limbeck.engine.distillation import Ask
 from limbeck.engine.fit import Turn, fit
-from limbeck.scenarios.pair import constants, remembered
+from limbeck.scenarios.pair import constants
 
 REQUIRED = 1.05
 STEPS = 200
@@ -54,7 +54,7 @@ def measure(threads: int, setting: Setting, alone: Setting, repeats: int) -> dic
         captured(next(iter(batches.epoch(0))))
         filled = time.perf_counter() - began
         sides = {
-            "cached": stages(taught, sources["cached"], remembered(captured)),
+            "cached": stages(taught, sources["cached"], taught.pair.remembered(captured)),
             "alone": stages(single, sources["alone"], None),
         }
         times = in_turn(sides, repeats, warmup=1)

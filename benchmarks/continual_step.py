@@ -29,7 +29,7 @@ from limbeck.data.batches import Batches
 from limbeck.data.views import Views
 from limbeck.engine.fit import Source, Turn
 from limbeck.engine.run import Run
-from limbeck.scenarios.pair import Pair, constants, remembered
+from limbeck.scenarios.pair import Pair, constants
 
 WARMUP = 3
 WHOLE = ("norm",)  # the engine takes only the tokens that are read through the last block; this asks for all
@@ -100,7 +100,7 @@ def sides(ready: Ready, batches: Batches) -> tuple[Sides, dict[str, float]]:
     """The engine's step and the published one over the same batches, and how far they differ."""
     pair, optim = ready.pair, ready.recipe.scenario.optim
     captured = pair.captured_teacher(batches, epochs=1000)
-    ask = pair.ask_live if captured is None else remembered(captured)
+    ask = pair.ask_live if captured is None else pair.remembered(captured)
     turn = Turn("student", pair.distillation(ready.window, ask), optim, constants(pair.nets()))
     source, published = pair.source(batches), Published(pair, ready.window, turn)
     seen = agree(turn, published, next(iter(source.epoch(0))))

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from limbeck.contracts import Outputs
@@ -267,3 +269,22 @@ def test_outputs_go_through_rows() -> None:
     back = outputs_of(rows_of(given))
     assert torch.equal(back.logits, given.logits)
     assert torch.equal(back.features["blocks.-1"], given.features["blocks.-1"])
+
+
+@settings(deadline=None, max_examples=40)
+@given(classes=st.integers(3, 12), top=st.integers(1, 11), seed=st.integers(0, 99))
+def test_shortened_logits_keep_the_largest_and_the_mass_of_the_rest(
+    classes: int, top: int, seed: int
+) -> None:
+    top = min(top, classes - 1)
+    logits = 3 * torch.randn(5, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows = rows_of(Outputs(logits=logits.float()), top)
+    assert rows["top"].shape == (5, top)
+    again = outputs_of(rows, classes).logits
+    full, short = logits.softmax(1), again.double().softmax(1)
+    kept = torch.zeros_like(full, dtype=torch.bool).scatter(1, rows["classes"], True)
+    torch.testing.assert_close(short[kept], full[kept], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(short.sum(1), torch.ones(5, dtype=torch.float64))
+    rest = short[~kept].reshape(5, -1)
+    torch.testing.assert_close(rest, rest[:, :1].expand_as(rest))
+    assert set(rows["classes"][0].tolist()) == set(logits[0].topk(top).indices.tolist())

@@ -60,7 +60,9 @@ def test_a_bar_in_a_terminal() -> None:
     assert meter.bar is None
 
 
-def test_quiet_shows_warnings_alone(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_shows_warnings_alone(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PLAIN_SECONDS", -1)
     meter = Meter(quiet=True)
     play(meter)

@@ -223,3 +223,18 @@ def test_a_stream_refuses_a_selector_that_looks_ahead(tmp_path: Path) -> None:
     object.__setattr__(asked, "selector", Ahead())
     with pytest.raises(ConfigError, match="selector Ahead looks at its data before the training"):
         asked.scenario.check(asked)
+
+
+def test_a_teachers_largest_logits_are_enough(tmp_path: Path) -> None:
+    whole, short = (
+        run(recipe("objective.1.temperature=1", f"engine.cache_top_k={top}"), tmp_path / top)
+        for top in ("null", "9")
+    )
+    logged = [line for line in small.lines(tmp_path / "9") if line["event"] == "teacher_shortened"]
+    assert [(line["kept"], line["classes"]) for line in logged] == [(9, 10)]
+    assert 0 < logged[0]["spread"] < 0.1
+    assert (
+        abs(whole["student"]["nll"] - short["student"]["nll"]) < 1e-3
+    )  # one class left out: nothing is lost
+    with pytest.raises(ConfigError, match="cache_top_k is 0: allowed are 1 and more"):
+        recipe("engine.cache_top_k=0")

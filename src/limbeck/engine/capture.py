@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,19 +119,40 @@ class WithQuery:
             yield replace(batch, query=self.captured(batch)["query"])
 
 
-def rows_of(outputs: Outputs) -> dict[str, torch.Tensor]:
-    """A network's outputs as rows of a cache: both heads, the features, and the same of its other paths."""
-    rows = {"logits": outputs.logits}
+def rows_of(outputs: Outputs, top: int | None = None) -> dict[str, torch.Tensor]:
+    """A network's outputs as rows of a cache: both heads, the features, and the same of its other paths.
+
+    Args:
+        top: keep only so many of the largest logits of the class head; None = all.
+    """
+    rows = {"logits": outputs.logits} if top is None else shortened(outputs.logits, top)
     if outputs.soft_logits is not None:
         rows["soft"] = outputs.soft_logits
     rows |= {f"at_{tap}": value for tap, value in outputs.features.items()}
     for name, other in outputs.paths.items():
-        rows |= {f"path={name}={key}": value for key, value in rows_of(other).items()}
+        rows |= {f"path={name}={key}": value for key, value in rows_of(other, top).items()}
     return rows
 
 
-def outputs_of(rows: Rows) -> Outputs:
-    """The inverse of ``rows_of``."""
+def shortened(logits: torch.Tensor, top: int) -> dict[str, torch.Tensor]:
+    """The ``top`` largest logits [B, top], their classes, and one logit [B] that stands for each of the rest.
+
+    ``rest`` is log(mean(exp)) of what is left out: the softmax at temperature 1 keeps the probabilities of
+    the largest and the mass of the rest exactly, and spreads that mass evenly.
+    """
+    wide = logits.float()
+    values, classes = wide.topk(top, dim=1)
+    rest = wide.scatter(1, classes, -torch.inf).logsumexp(1) - math.log(wide.shape[1] - top)
+    return {"top": values, "classes": classes, "rest": rest}
+
+
+def lengthened(rows: Rows, width: int) -> torch.Tensor:
+    """The inverse of ``shortened`` for ``width`` classes, with equal logits for what was left out."""
+    return rows["rest"].unsqueeze(1).repeat(1, width).scatter(1, rows["classes"], rows["top"])
+
+
+def outputs_of(rows: Rows, width: int = 0) -> Outputs:
+    """The inverse of ``rows_of``; ``width`` is the number of classes of logits that were shortened."""
     features = {name.removeprefix("at_"): value for name, value in rows.items() if name.startswith("at_")}
     paths: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in rows.items():
@@ -138,8 +160,8 @@ def outputs_of(rows: Rows) -> Outputs:
             path, _, key = name.removeprefix("path=").partition("=")
             paths.setdefault(path, {})[key] = value
     return Outputs(
-        logits=rows["logits"],
+        logits=rows["logits"] if "logits" in rows else lengthened(rows, width),
         soft_logits=rows.get("soft"),
         features=features,
-        paths={path: outputs_of(own) for path, own in paths.items()},
+        paths={path: outputs_of(own, width) for path, own in paths.items()},
     )

@@ -30,6 +30,8 @@ class Engine:
         cache: keep query features and a frozen teacher's outputs on disk where views are replayed.
         cache_root: folder of the caches that runs share; None = ``.cache`` beside the run's folder.
         cache_dtype: storage type of cached outputs; ``float16`` halves the size and rounds.
+        cache_top_k: keep only so many of a teacher's largest logits, and the mass of the rest, which is then
+            spread evenly: exact at temperature 1 for what is kept. None = all logits.
         reuse_teachers: take a teacher that an earlier run trained in exactly the same way.
     """
 
@@ -44,12 +46,15 @@ class Engine:
     cache: bool = True
     cache_root: str | None = None
     cache_dtype: Literal["float32", "float16"] = "float32"
+    cache_top_k: int | None = None
     reuse_teachers: bool = True
 
     def __post_init__(self) -> None:
         for name, least in LEAST:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: allowed are values of at least {least}")
+        if self.cache_top_k is not None and self.cache_top_k < 1:
+            raise ConfigError(f"cache_top_k is {self.cache_top_k}: allowed are 1 and more, or null for all")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: allowed are 1 and more, or null for torch's own")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
 from limbeck.engine.state import load_variable_state, module_hash
 from limbeck.errors import ConfigError, ShapeError
+from limbeck.nets.taps import core
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.fit_together import has_teacher, named
 
@@ -229,16 +231,36 @@ class Pair:
         def key() -> dict[str, Any]:
             return {
                 "what": "teacher", "net": module_hash(teacher), "taps": self.needs.teacher,
-                "query": self.query_hash, "precision": settings.precision,
+                "query": self.query_hash, "precision": settings.precision, "top": self.top(),
             }  # fmt: skip
 
         def ask(batch: Batch) -> dict[str, Tensor]:
             with autocast(self.run):
-                return rows_of(self.ask_live(self.with_query(batch)))
+                rows = rows_of(self.ask_live(self.with_query(batch)), self.top())
+            if "rest" in rows:
+                self._report_rest(rows)
+            return rows
 
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
         folder = self.run.folder / "cache"
         return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype)
+
+    def _report_rest(self, rows: Mapping[str, Tensor]) -> None:
+        """Log how much of the teacher's probability, at temperature 1, a shortened cache spreads evenly."""
+        missing = self.classes - rows["top"].shape[1]
+        rest = rows["rest"] + math.log(missing)
+        share = float((rest - torch.logaddexp(rest, rows["top"].logsumexp(1))).exp().mean())
+        kept = rows["top"].shape[1]
+        self.run.log("teacher_shortened", kept=kept, classes=self.classes, samples=len(rest), spread=share)
+
+    def remembered(self, captured: Captured) -> Ask:
+        """A teacher that answers from what was captured."""
+        return lambda batch: outputs_of(captured(batch), self.classes)
+
+    def top(self) -> int | None:
+        """How many logits of the teacher are kept; None = all."""
+        kept = self.run.settings.cache_top_k
+        return None if kept is None or kept >= self.classes else kept
 
     def _caches(self, batches: Batches) -> bool:
         return self.run.settings.cache and batches.replays is not None
@@ -394,8 +416,3 @@ def constants(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 def hashes(nets: Mapping[str, nn.Module]) -> dict[str, str]:
     """Hashes of the constant parts."""
     return {name: module_hash(part) for name, part in constants(nets).items()}
-
-
-def remembered(captured: Captured) -> Ask:
-    """A teacher that answers from what was captured."""
-    return lambda batch: outputs_of(captured(batch))

@@ -14,7 +14,7 @@ from limbeck.engine.fit import Source, Turn, fit
 from limbeck.engine.run import Run
 from limbeck.scenarios import figures
 from limbeck.scenarios.fit_together import inputs, load_data
-from limbeck.scenarios.pair import Pair, constants, hashes, remembered
+from limbeck.scenarios.pair import Pair, constants, hashes
 
 
 class Session:
@@ -98,7 +98,7 @@ class Session:
         captured = self.pair.captured_teacher(self.batches, self.plan.epochs)
         if self.teacher is not None:
             frozen["teacher"] = self.teacher
-            ask = self.pair.ask_live if captured is None else remembered(captured)
+            ask = self.pair.ask_live if captured is None else self.pair.remembered(captured)
         module = self.pair.distillation(self.window, ask, self.selection)
         turn = Turn("student", module, self.plan.optim, frozen)
         self._fit(f"task{self.task.number}/student", [turn], self.plan.epochs, self.selected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,7 +25,7 @@ from limbeck.errors import ConfigError
 from limbeck.scenarios import figures
 from limbeck.scenarios.course import Lessons, facts_of
 from limbeck.scenarios.fit_together import check_networks, has_teacher, inputs, load_data
-from limbeck.scenarios.pair import Pair, build_student, constants, hashes, remembered, with_weights
+from limbeck.scenarios.pair import Pair, build_student, constants, hashes, with_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Static(Scenario):
         teacher_epochs: passes of a teacher that learns; None = as many as the student's.
         teacher_optim: its optimiser; None = the student's.
         validation: share of the training samples that is held out, in [0, 1): selectors and students that
-            choose something choose it there.
+            choose something choose it there. Where the data says which labels can be trusted, these alone.
         equal_steps: where a selector leaves samples out, an epoch still has the steps of all samples, and
             those that are left go round.
         unlabelled_batch: samples without a label that each step has besides ``batch_size`` labelled ones;
@@ -107,7 +108,7 @@ class Static(Scenario):
         found = self.measure(pair, pair.source(desk.test), list(desk.splits.test.classes))
         return {
             "recipe": recipe.name, "scenario": "static", "seed": run.seed,
-            "data": figures.data_name(desk.splits), "protocol": self.protocol(recipe) | desk.protocol(),
+            **figures.about(desk.splits), "protocol": self.protocol(recipe) | desk.protocol(),
             **found, **facts_of(selection),
         }  # fmt: skip
 
@@ -140,7 +141,7 @@ class Static(Scenario):
             pair.teach(False)
             frozen["teacher"] = pair.teacher
             captured = None if capture is None else pair.captured_teacher(capture, self.epochs)
-            ask = pair.ask_live if captured is None else remembered(captured)
+            ask = pair.ask_live if captured is None else pair.remembered(captured)
         if isinstance(capture, Batches):
             pair.start("train", capture.index, capture.labels)
         run.meter.plan["train"] = source.steps * self.epochs
@@ -272,10 +273,22 @@ def _plain(selector: Selector) -> bool:
 
 
 def _held_out(images: ImageSet, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions to learn from and positions held out, with equal class shares."""
+    """Positions to learn from and positions held out, with equal class shares; trusted ones where known."""
     if share == 0:
         return torch.arange(len(images)), torch.arange(0)
-    return stratified(images.labels, share, seed % 2**32)
+    seed, trusted = seed % 2**32, images.trusted
+    if trusted is None:
+        return stratified(images.labels, share, seed)
+    count, among = math.ceil(share * len(images)), trusted.nonzero().flatten()
+    if count > len(among):
+        raise ConfigError(
+            f"validation is {share}, {count} samples, but {len(among)} of the data are trusted: hold out fewer"
+        )
+    held = among
+    if count < len(among):
+        held = among[stratified(images.labels[among], count / len(among), seed)[1]]
+    every = torch.arange(len(images))
+    return every[~torch.isin(every, held)], held
 
 
 def _labelled(images: ImageSet, index: Tensor) -> Tensor:
