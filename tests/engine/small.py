@@ -82,7 +82,7 @@ def figures(run: Path) -> dict[str, Any]:
     found.pop("time")
     for side in found["cost"].values():
         if side is not None:
-            side.pop("latency_ms")
+            side.pop("latency_ms", None)
     return found
 
 

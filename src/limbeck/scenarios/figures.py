@@ -28,7 +28,8 @@ def measure(
     """What one test pass over the tasks seen tells.
 
     Args:
-        logits: predictions [N, classes seen] by network: ``student`` and, where there is one, ``teacher``.
+        logits: predictions [N, classes seen] by network: ``student`` and, where there is one, ``teacher``;
+            those of a teacher's other path as ``teacher/<path>``.
         labels: class ids [N] in the stream's numbering.
         stream: gives the tasks' class ranges.
         task: number of the task just learnt.
@@ -53,6 +54,9 @@ def measure(
             found[who]["average_accuracy_interval"] = list(accuracy.average_interval(hits, totals))
     if "teacher" in logits:
         found["fidelity"] = likeness(logits["student"], logits["teacher"])
+    for who in logits:
+        if "/" in who:
+            found[who] |= likeness(logits["student"], logits[who])
     return found
 
 
@@ -77,11 +81,11 @@ def likeness(student: Tensor, teacher: Tensor) -> Figures:
 
 
 def cost(nets: Mapping[str, Net], image: Batch, trainable: Mapping[str, int]) -> Figures:
-    """Parameters, multiply-adds and latency of each network on one image.
+    """Parameters, multiply-adds and latency of each network on one image; of a second path what learns.
 
     The student's query pass is included; a teacher that shares the query is given it.
     """
-    found: Figures = {}
+    found: Figures = {who: {"trainable": count} for who, count in trainable.items() if who not in nets}
     for who, net in nets.items():
         net.eval()
         told = (
@@ -116,7 +120,8 @@ def continual(recipe: Any, run: Run, stream: Stream, seen: Sequence[Figures], pr
         "student": _side("student", stream, seen),
         "teacher": _side("teacher", stream, seen) if "teacher" in last else None,
         "fidelity": None,
-        "cost": {who: price.get(who) for who in ("student", "teacher")},
+        "paths": {who.partition("/")[2]: _side(who, stream, seen) for who in last if "/" in who},
+        "cost": {"teacher": None, **price},
     }  # fmt: skip
     if "teacher" in last:
         student, teacher = result["student"], result["teacher"]

@@ -117,10 +117,11 @@ class Pair:
                 objective.start(index, labels, self.run.generator("start", stage, name))  # type: ignore[operator]
 
     def trainable(self) -> dict[str, int]:
-        """How many numbers each network's training may change."""
-        student = sum(p.numel() for p in self.student.parameters() if p.requires_grad)
-        second = [] if self.adapting is None else [p for p in self.adapting.parameters() if p.requires_grad]
-        return {"student": student, "teacher": sum(p.numel() for p in [*self.learns, *second])}
+        """How many numbers each network's training may change, and that of a teacher's second path."""
+        found = {"student": _learning(self.student)}
+        if self.teacher is not None:
+            found["teacher"] = sum(p.numel() for p in self.learns)
+        return found if self.adapting is None else {**found, "second_path": _learning(self.adapting)}
 
     # Steps
 
@@ -401,6 +402,10 @@ def with_weights(student: Net, state: dict[str, Tensor]) -> Net:
     """``student`` with the learnt weights of a finished run, in evaluation mode."""
     load_variable_state(core(student), state)
     return student.eval()
+
+
+def _learning(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
 def constants(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
