@@ -57,7 +57,8 @@ def plackett_luce(
         raise ShapeError(f"logits are {list(student.shape)}: give at least one item and one class")
     chosen = full_precision(student).gather(-1, ranking)
     left = chosen.flip(-1).logcumsumexp(-1).flip(-1)
-    items = (places.detach().to(chosen.dtype) * (left - chosen)).sum(-1)
+    surprise = (left - chosen)[..., :-1]  # the last choice is none
+    items = (places.detach().to(chosen.dtype)[..., :-1] * surprise).sum(-1)
     return reduce(items, mask=mask, weights=weights, reduction=reduction)
 
 
@@ -161,5 +162,5 @@ def pld(
         places = fixed_places(weighting, student.shape[-1]).to(student.device)
         places = places / places.sum().clamp(min=1)  # it is 0 for ``position`` with one class
         # A fixed weight does not see the teacher's numbers: without this a NaN would pass as some order.
-        places = places + 0.0 * full_precision(teacher.detach())
+        places = places + 0.0 * full_precision(teacher.detach()).sum(-1, keepdim=True)
     return plackett_luce(student, ranking, places, mask=mask, weights=weights, reduction=reduction)
