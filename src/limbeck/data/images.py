@@ -47,6 +47,9 @@ class ImageSet:
         source: where the images come from.
         fingerprint: hexadecimal hash of the content; equal content gives an equal fingerprint.
         labelled: True [N] where the label may be read in training; None = everywhere.
+        noisy: True [N] where the label was made wrong, for what is reported alone; None = not known.
+        trusted: True [N] where the label is known to be right: validation is taken from these; None = there
+            is no telling.
 
     Raises:
         DataError: no images, another shape or type, as many labels as images not given, labels out of range.
@@ -60,6 +63,8 @@ class ImageSet:
     source: str
     fingerprint: str
     labelled: Tensor | None = None
+    noisy: Tensor | None = None
+    trusted: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)

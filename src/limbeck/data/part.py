@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.data.images import Dataset, ImageSet, Pixels, Positions, Splits
+from limbeck.data.images import Dataset, ImageSet, Pixels, Positions, Splits, stratified
 from limbeck.errors import ConfigError, DataError
 
 
@@ -28,7 +28,9 @@ class Part(Dataset):
         per_class: training samples to keep of each class, drawn at random; None = all.
         imbalance: long tail: class k of C keeps ``imbalance ** (-k / (C - 1))`` of its samples, at least 1.
             1 = no tail.
-        noise: share of the training labels that become another class, drawn evenly, in [0, 1).
+        trusted: share of each class's training samples whose label is left alone by ``noise``, in [0, 1). A
+            scenario that holds samples out takes them from these.
+        noise: share of the other training labels that become another class, drawn evenly, in [0, 1).
         labelled: training samples of each class whose label may be read; the rest goes without. None = all.
         seed: of the draws; None = the run's.
 
@@ -40,6 +42,7 @@ class Part(Dataset):
     groups: tuple[tuple[int, ...], ...] | None = None
     per_class: int | None = None
     imbalance: float = 1.0
+    trusted: float = 0.0
     noise: float = 0.0
     labelled: int | None = None
     seed: int | None = None
@@ -51,8 +54,9 @@ class Part(Dataset):
                 raise ConfigError(f"{name} is {value}: allowed are values of at least 1, or null for all")
         if not 1 <= self.imbalance < math.inf:
             raise ConfigError(f"imbalance is {self.imbalance}: allowed are values of at least 1")
-        if not 0 <= self.noise < 1:
-            raise ConfigError(f"noise is {self.noise}: allowed are shares from 0 to below 1")
+        for name in ("trusted", "noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: allowed are shares from 0 to below 1")
         named = [c for group in self.groups or () for c in group]
         if self.groups is not None and (len(self.groups) < 2 or len(set(named)) < len(named)):
             raise ConfigError("groups must be at least two, and name no class twice")
@@ -67,9 +71,12 @@ class Part(Dataset):
         train, test = self._merged(whole.train), self._merged(whole.test)
         draws = np.random.default_rng([self.seed or 0, 211])
         train = _taken(train, self._kept(train.labels, len(train.classes), draws))
-        labels = self._spoilt(train.labels, len(train.classes), draws)
+        trusted = self._trusted(train.labels)
+        labels = self._spoilt(train.labels, len(train.classes), trusted, draws)
         train = replace(
             train, labels=labels, labelled=self._known(labels, draws), name=self._name(train.name),
+            trusted=trusted if self.trusted else None,
+            noisy=_either(train.noisy, labels != train.labels) if self.noise else train.noisy,
             fingerprint=_fingerprint(train, self),
         )  # fmt: skip
         return Splits(train, test)
@@ -86,8 +93,8 @@ class Part(Dataset):
         names = tuple("+".join(images.classes[c] for c in group) for group in self.groups)
         kept = (to[images.labels] >= 0).nonzero().flatten()
         mark = hashlib.sha256(f"{images.fingerprint} {self.groups}".encode()).hexdigest()
-        pixels = images.images if len(kept) == len(images) else _rows(images, kept)
-        return replace(images, images=pixels, labels=to[images.labels[kept]], classes=names, fingerprint=mark)
+        images = _taken(images, kept)
+        return replace(images, labels=to[images.labels], classes=names, fingerprint=mark)
 
     def _kept(self, labels: Tensor, classes: int, draws: np.random.Generator) -> Tensor:
         """Positions that stay, sorted."""
@@ -101,8 +108,15 @@ class Part(Dataset):
             parts.append(mine[torch.from_numpy(np.sort(draws.permutation(len(mine))[:count]))])
         return torch.cat(parts).sort().values
 
-    def _spoilt(self, labels: Tensor, classes: int, draws: np.random.Generator) -> Tensor:
-        wrong = torch.from_numpy(draws.permutation(len(labels))[: round(self.noise * len(labels))])
+    def _trusted(self, labels: Tensor) -> Tensor:
+        marks = torch.zeros(len(labels), dtype=torch.bool)
+        if self.trusted:
+            marks[stratified(labels, self.trusted, (self.seed or 0) % 2**32)[1]] = True
+        return marks
+
+    def _spoilt(self, labels: Tensor, classes: int, trusted: Tensor, draws: np.random.Generator) -> Tensor:
+        others = (~trusted).nonzero().flatten().numpy()
+        wrong = torch.from_numpy(draws.permutation(others)[: round(self.noise * len(others))])
         shift = torch.from_numpy(draws.integers(1, classes, len(wrong)))
         labels = labels.clone()
         labels[wrong] = (labels[wrong] + shift) % classes
@@ -122,6 +136,7 @@ class Part(Dataset):
             f"{self.per_class} per class" if self.per_class is not None else "",
             f"imbalance {self.imbalance:g}" if self.imbalance > 1 else "",
             f"{self.noise:.0%} wrong labels" if self.noise else "",
+            f"{self.trusted:.0%} trusted" if self.trusted else "",
             f"{self.labelled} labelled per class" if self.labelled is not None else "",
             f"{len(self.groups)} groups" if self.groups is not None else "",
         ]
@@ -154,9 +169,14 @@ def _rows(images: ImageSet, kept: Tensor) -> Any:
 def _taken(images: ImageSet, kept: Tensor) -> ImageSet:
     if len(kept) == len(images):
         return images
-    return replace(images, images=_rows(images, kept), labels=images.labels[kept])
+    noisy = None if images.noisy is None else images.noisy[kept]
+    return replace(images, images=_rows(images, kept), labels=images.labels[kept], noisy=noisy)
+
+
+def _either(some: Tensor | None, others: Tensor) -> Tensor:
+    return others if some is None else some | others
 
 
 def _fingerprint(images: ImageSet, part: Part) -> str:
-    asked = (part.per_class, part.imbalance, part.noise, part.labelled, part.seed)
+    asked = (part.per_class, part.imbalance, part.trusted, part.noise, part.labelled, part.seed)
     return hashlib.sha256(f"{images.fingerprint} {asked}".encode()).hexdigest()

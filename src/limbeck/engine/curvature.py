@@ -25,10 +25,12 @@ Losses = Callable[[Params, Batch], Tensor]
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix [P, P] times a vector [P]."""
 
+ROWS = 64  # of a Hessian that are computed together
+
 
 @contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
-    """Within, ``module`` is in evaluation mode and attention is computed in a form that can be derived twice."""
+    """Within, ``module`` is in evaluation mode, and attention takes a form that can be derived twice."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -76,12 +78,12 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 def split(vector: Tensor, params: Params) -> list[Tensor]:
     """The vector [P] in the shapes of ``params``."""
-    parts = vector.split([value.numel() for value in params.values()])
+    parts = vector.split_with_sizes([value.numel() for value in params.values()])
     return [part.view_as(value) for part, value in zip(parts, params.values(), strict=True)]
 
 
 def unrolled_step(loss: Tensor, params: Params, rate: float) -> dict[str, Tensor]:
-    """``params - rate * d loss / d params``, with the graph: what ``loss`` depends on can be derived through it.
+    """``params - rate * d loss / d params``, with the graph of all that ``loss`` depends on.
 
     Args:
         loss: a scalar computed from ``params``.
@@ -117,13 +119,13 @@ def hessian_product(losses: Losses, params: Params, data: Iterable[Batch], vecto
 
 
 def hessian(losses: Losses, params: Params, data: Iterable[Batch]) -> Tensor:
-    """Hessian [P, P] of the mean loss over ``data``: P backward passes for each batch."""
+    """Hessian [P, P] of the mean loss over ``data``: P backward passes a batch, some at a time."""
     total, count = torch.zeros(()), 0
     for batch in data:
         items = losses(params, batch)
         grads = flat(_gradients(items.sum(), params, graph=True))
-        rows = [flat(_gradients(entry, params, keep=True)) for entry in grads]
-        total = total.to(items) + torch.stack(rows)
+        units = torch.eye(len(grads)).to(grads).split(ROWS)
+        total = total.to(items) + torch.cat([_rows(grads, params, unit) for unit in units])
         count += len(items)
     return total / count
 
@@ -186,8 +188,8 @@ def lissa(
 ) -> Tensor:
     """The solution [P] by a Neumann series: h <- v + (1 - damping / scale) h - H h / scale, and h / scale.
 
-    ``product`` may be that of another batch at each step. The series converges where the largest eigenvalue of
-    H + damping I is below 2 * scale.
+    ``product`` may be that of another batch at each step. The series converges where the largest eigenvalue
+    of H + damping I is below 2 * scale.
 
     Differs: the released code calls damping / scale its damping and leaves out the last division.
 
@@ -204,11 +206,21 @@ def lissa(
     return found / scale
 
 
-def _gradients(of: Tensor, params: Params, *, graph: bool = False, keep: bool = False) -> tuple[Tensor, ...]:
+def _gradients(of: Tensor, params: Params, *, graph: bool = False) -> tuple[Tensor, ...]:
     """Gradients of a scalar; zeros where it does not depend on a parameter."""
-    return torch.autograd.grad(
-        of, list(params.values()), create_graph=graph, retain_graph=graph or keep, materialize_grads=True
+    return torch.autograd.grad(of, list(params.values()), create_graph=graph, materialize_grads=True)
+
+
+def _rows(grads: Tensor, params: Params, units: Tensor) -> Tensor:
+    """The rows [R, P] of the Hessian that ``units`` [R, P] name."""
+    rows = torch.autograd.grad(
+        grads, list(params.values()), units, retain_graph=True, allow_unused=True, is_grads_batched=True
     )
+    found = [
+        value.new_zeros(len(units), value.numel()) if row is None else row.flatten(1)
+        for row, value in zip(rows, params.values(), strict=True)
+    ]
+    return torch.cat(found, dim=1)
 
 
 def _dot(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:

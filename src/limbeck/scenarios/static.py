@@ -282,7 +282,7 @@ def _held_out(images: ImageSet, share: float, seed: int) -> tuple[Tensor, Tensor
     count, among = math.ceil(share * len(images)), trusted.nonzero().flatten()
     if count > len(among):
         raise ConfigError(
-            f"validation is {share}, {count} samples, but {len(among)} of the data are trusted: hold out fewer"
+            f"validation is {share}, {count} samples, but only {len(among)} are trusted: hold out fewer"
         )
     held = among
     if count < len(among):
