@@ -350,6 +350,8 @@ class Course(Protocol):
         classes: number of classes.
         student: the network that will learn.
         teacher: the network that will teach, at rest; None = there is none.
+        objectives: what will be matched, by the name that weights go by.
+        noisy: True [N] where the label is known to be wrong, for what is reported alone; None = not known.
     """
 
     labels: Tensor
@@ -358,6 +360,8 @@ class Course(Protocol):
     classes: int
     student: Net
     teacher: Net | None
+    objectives: Mapping[str, Objective]
+    noisy: Tensor | None
 
     def batches(self, index: Tensor, size: int = 256, view: int | None = None) -> Iterator[Batch]:
         """Batches over ``index`` in its order; ``view`` None = without augmentation."""
@@ -385,8 +389,19 @@ class Course(Protocol):
         """
         ...
 
+    def step(self, selection: Selection) -> nn.Module:
+        """The student's training step ``(batch, at) -> terms`` with samples weighed by ``selection``.
+
+        It holds the student as ``student``: whoever keeps the step must not register it.
+        """
+        ...
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """``compute()``, plain data, kept with the run: a resumed run takes what was computed before."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Say in the run's log and on its page what a reader of its figures must know."""
         ...
 
 
