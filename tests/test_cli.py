@@ -14,7 +14,9 @@ import pytest
 from limbeck import api, cli, registry
 from limbeck.errors import Interrupted
 
-COMMANDS = ("run", "resume", "list", "show", "compare", "report", "demonstrate", "pretrain", "doctor")
+COMMANDS = (
+    "run", "resume", "list", "show", "compare", "report", "export", "demonstrate", "pretrain", "doctor",
+)  # fmt: skip
 
 
 def call(*arguments: str) -> int:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 NAMES = {
+    "Export": "api",
     "Result": "api",
     "demonstrate": "demonstration",
     "distill": "distilling",
+    "export": "api",
     "load_student": "api",
     "pretrain": "pretraining",
     "resume": "api",

@@ -217,16 +217,10 @@ def export(
     if onnx:
         from limbeck import exporting
 
-        network: torch.nn.Module
-        if student is None:
-            network = exporting.Answer(load_student(folder))
-        else:
-            network = student.eval()
+        if student is not None and examples is None:
+            raise ConfigError("examples is not given: a student from Python is compared on inputs of yours")
+        network = exporting.Answer(load_student(folder)) if student is None else student.eval()
         if examples is None:
-            if student is not None:
-                raise ConfigError(
-                    "examples is not given: a student from Python is compared on inputs of yours"
-                )
             examples = exporting.test_images(config.load(folder / "recipe.yaml"))
         found = exporting.to_onnx(network, examples, to / "model.onnx").as_dict()
         write_json(to / "onnx.json", found)

@@ -137,6 +137,29 @@ def report(run: Path, /, *, as_json: Json = False) -> None:
 
 
 @app.command
+def export(
+    run: Path, /, *, onnx: Annotated[bool, Parameter(negative=())] = False, as_json: Json = False
+) -> None:
+    """Write the model card of a run's student anew and, on request, the student as ONNX.
+
+    Args:
+        run: The folder of a finished run.
+        onnx: Write student/model.onnx, compared with the student on test inputs.
+        as_json: Print what was written as JSON.
+    """
+    from limbeck import api
+
+    written = api.export(run, onnx=onnx)
+    lines = [f"weights: {written.folder / 'model.safetensors'}", f"card: {written.card}"]
+    if written.onnx is not None:
+        close = f"largest difference {written.onnx['difference']:.1e} in logits up to "
+        close += f"{written.onnx['largest_logit']:.1f}, on {written.onnx['samples']} test inputs"
+        lines.append(f"onnx: {written.folder / written.onnx['file']}, {close}")
+    said = {"folder": str(written.folder), "card": str(written.card), "onnx": written.onnx}
+    _print(said, "\n".join(lines), as_json)
+
+
+@app.command
 def demonstrate(
     recipes: Annotated[tuple[str, ...], Parameter(negative=())],
     /,

@@ -177,15 +177,16 @@ def describe(name: str, model_args: Mapping[str, Any], network: Any) -> dict[str
     """
     source = find(name)
     args = {**source.model_args, **model_args}
-    args.pop("weight_init", None)  # how it started, not what it is
     form = _input_spec(source.cfg, args)
+    args.pop("weight_init", None)  # how it started, not what it is
+    args, sized = _without_size(source, args), not _any_size(source)
     return {
         "architecture": source.architecture,
         "num_classes": int(network.num_classes),
         "num_features": int(network.num_features),
         "model_args": args,
         "pretrained_cfg": {
-            "input_size": [form.channels, form.size, form.size], "fixed_input_size": True,
+            "input_size": [form.channels, form.size, form.size], "fixed_input_size": sized,
             "mean": list(form.mean), "std": list(form.std), "num_classes": int(network.num_classes),
             "classifier": network.pretrained_cfg.get("classifier"),
             "first_conv": network.pretrained_cfg.get("first_conv"),
@@ -268,9 +269,7 @@ def _fitted(name: str, source: Source, spec: Spec | None) -> dict[str, Any]:
 
 def _create(source: Source, args: Mapping[str, Any], generator: torch.Generator | None) -> nn.Module:
     size = args.get("img_size")
-    known: Any = timm.get_pretrained_cfg(source.architecture)
-    if known is not None and not known.fixed_input_size:  # it takes any size, and no argument for it
-        args = {key: value for key, value in args.items() if key != "img_size"}
+    args = _without_size(source, args)
     with seeded(generator):
         model: nn.Module = timm.create_model(
             source.architecture, pretrained=False, pretrained_cfg=_known(source.cfg), **args
@@ -282,6 +281,17 @@ def _create(source: Source, args: Mapping[str, Any], generator: torch.Generator 
             f"use {size - size % patch[0] or patch[0]} or {size - size % patch[0] + patch[0]}"
         )
     return model
+
+
+def _any_size(source: Source) -> bool:
+    """Whether the architecture reads images of any size."""
+    known: Any = timm.get_pretrained_cfg(source.architecture)
+    return known is not None and not known.fixed_input_size
+
+
+def _without_size(source: Source, args: Mapping[str, Any]) -> dict[str, Any]:
+    """``args`` as the architecture takes them: one that reads any size has no argument for it."""
+    return {key: value for key, value in args.items() if key != "img_size" or not _any_size(source)}
 
 
 @contextmanager

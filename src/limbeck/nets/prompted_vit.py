@@ -170,7 +170,8 @@ class PromptedViT(Net):
                 outputs[number] = x
         if last == depth:
             x = outputs[depth] = self.backbone.norm(x)
-        z, z_kd = self._logits(x, at.left() if short else at) if logits else (x.new_empty(len(x), 0), None)
+        none = x.new_empty(x.shape[0], 0), None
+        z, z_kd = self._logits(x, at.left() if short else at) if logits else none
         losses = {"prompt": chosen.loss} if self.training and chosen.loss is not None else {}
         return Outputs(
             logits=z,
@@ -192,7 +193,7 @@ class PromptedViT(Net):
     def _prompts(self, batch: Batch, teacher: Outputs | None) -> tuple[PromptSet, Mapping[int, Prefix]]:
         """The task prompts of the batch, and the teacher's prompts mapped to this network."""
         asks = self.query_dim is not None
-        query = self._query(batch) if asks else batch.inputs.new_empty(len(batch.inputs), 0)
+        query = self._query(batch) if asks else batch.inputs.new_empty(batch.inputs.shape[0], 0)
         # Choosing is done in float32: half precision would make ties among the keys.
         with torch.autocast(batch.inputs.device.type, enabled=False):
             chosen: PromptSet = self.prompts(query)
@@ -232,7 +233,7 @@ class PromptedViT(Net):
         parts = [own] if chosen.prepend is None else [chosen.prepend.to(own.dtype), own]
         at_start = kd is not None and kd.config.position == "start"
         if kd is not None:
-            parts.insert(0 if at_start else len(parts), kd.tokens(len(own)).to(own.dtype))
+            parts.insert(0 if at_start else len(parts), kd.tokens(own.shape[0]).to(own.dtype))
         length = sum(part.shape[1] for part in parts)
         prepended = 0 if chosen.prepend is None else chosen.prepend.shape[1]
         kd_at = None if kd is None else (0 if at_start else length - 1)

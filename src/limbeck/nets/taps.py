@@ -106,6 +106,14 @@ class Tapped(Net):
         return Outputs(logits=out, features=features)
 
 
+def core(student: nn.Module) -> nn.Module:
+    """The plain network inside ``student`` where it holds all there is to save; else ``student`` itself."""
+    network = getattr(student, "network", None)
+    if isinstance(network, nn.Module) and all(name.startswith("network.") for name in student.state_dict()):
+        return network
+    return student
+
+
 class Frozen(Net):
     """A network that never learns: no gradient, in evaluation mode whatever calls ``train()``.
 

@@ -9,7 +9,7 @@ import torch
 from limbeck.contracts import Net, Spec, Student, Teacher
 from limbeck.nets.backbones import InputSpec
 from limbeck.nets.modules import load_weights
-from limbeck.nets.taps import Frozen
+from limbeck.nets.taps import Frozen, core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,5 +34,5 @@ class NetworkTeacher(Teacher):
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """See ``Network.build``."""
         net = self.network.build(spec, generator)
-        load_weights(getattr(net, "network", net), self.weights, type(self.network).__name__)
+        load_weights(core(net), self.weights, type(self.network).__name__)
         return Frozen(net)

@@ -80,12 +80,13 @@ def e_prompt(
         flat = prompts.transpose(1, 2).reshape(blocks * pool, 2 * length * width)
         tables = torch.arange(blocks, device=chosen.device).view(-1, 1, 1) * pool
         rows = nn.functional.embedding(chosen + tables, flat)
-        found = rows.view(blocks, len(query), top_k, 2, length, width).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+        found = rows.view(blocks, query.shape[0], top_k, 2, length, width)
+        found = found.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
         return Experts(found, chosen, near, reduce_sim(near, chosen))
     start, stop = task_rows(task, top_k, pool)
     near = similarity(query, keys)
-    chosen = torch.arange(start, stop, device=query.device).expand(len(keys), len(query), -1)
-    found = prompts[:, :, start:stop].flatten(2, 3).unsqueeze(2).expand(-1, -1, len(query), -1, -1)
+    chosen = torch.arange(start, stop, device=query.device).expand(len(keys), query.shape[0], -1)
+    found = prompts[:, :, start:stop].flatten(2, 3).unsqueeze(2).expand(-1, -1, query.shape[0], -1, -1)
     return Experts(found, chosen, near, near[..., start:stop].sum(-1).mean(-1).sum())
 
 
@@ -233,7 +234,7 @@ class DualPrompts(TaskPrompts):
             loss = self.config.weight * match_loss(found, self.config.matching) if self.training else None
             chosen = found.chosen
         if self.general is not None:
-            shared = self.general.unsqueeze(2).expand(-1, -1, len(query), -1, -1)
+            shared = self.general.unsqueeze(2).expand(-1, -1, query.shape[0], -1, -1)
             for block, pair in _by_block(self.g_blocks, shared).items():
                 prefix[block] = _joined(prefix[block], pair) if block in prefix else pair
         return PromptSet(prefix=prefix, loss=loss, chosen=chosen)

@@ -1,0 +1,213 @@
+"""The model card of a run's student, written from the run's facts alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck import plain
+from limbeck.engine.state import write_text
+from limbeck.report import figures
+from limbeck.report.figures import Figure, lookup
+from limbeck.report.run import Run, finished, read_run
+
+CARD = "README.md"
+LONGEST = 20
+"""So many classes are named."""
+
+
+def write_card(run_dir: str | Path) -> Path:
+    """Write ``student/README.md`` of a finished run.
+
+    Raises:
+        DataError: the folder is no run's, or its run has not finished.
+    """
+    run = read_run(run_dir)
+    path = run.folder / "student" / CARD
+    write_text(path, card(run))
+    return path
+
+
+def card(run: Run) -> str:
+    """The card as Markdown, with the front matter that the Hugging Face hub reads."""
+    result = finished(run)
+    config = _read(run.folder / "student" / "config.json")
+    onnx = _read(run.folder / "student" / "onnx.json")
+    blocks = [
+        "\n".join(_front(config)),
+        f"# {run.name}",
+        "\n".join(_opening(run, result)),
+        "\n".join(["## Figures", "", *_figures(result)]),
+        "\n".join(["## Protocol", "", *_protocol(result)]),
+        "\n".join(["## Data", "", *_data(result, config)]),
+        "\n".join(["## Teacher", "", *_teacher(run, result)]),
+        "\n".join(["## How to load it", "", *_loading(run, config, onnx)]),
+        "\n".join(["## Limits", "", *_limits(run, result)]),
+        "\n".join(["## How it was made", "", *_making(run, result)]),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _front(config: Mapping[str, Any]) -> Iterator[str]:
+    yield "---"
+    if "architecture" in config:
+        yield "library_name: timm"
+    yield from ("pipeline_tag: image-classification", "license: other", "metrics: [accuracy]")
+    yield from ("tags: [limbeck, knowledge-distillation]", "---")
+
+
+def _opening(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
+    words = str(run.recipe.get("description") or "")
+    if words:
+        yield words
+    what = _named(run.recipe.get("student"))
+    yield f"The student (`{what}`) of a knowledge distillation by limbeck: scenario {result.get('scenario')},"
+    yield f"data {result.get('data')}, seed {result.get('seed')}."
+
+
+def _named(choice: Any) -> str:
+    """A choice of the recipe in a few words."""
+    if not isinstance(choice, Mapping):
+        return str(choice)
+    network = choice.get("network")
+    told = choice.get("model") or choice.get("backbone") or choice.get("target")
+    inside = f" {_named(network)}" if network else f" {told}" if told else ""
+    return f"{choice.get('name')}{inside}"
+
+
+def _figures(result: Mapping[str, Any]) -> Iterator[str]:
+    rows = figures.figures_of(result)
+    if not rows:
+        yield "Nothing was measured: the run had no test data."
+        return
+    yield "| | student | 95 % interval | teacher |"
+    yield "| --- | ---: | --- | ---: |"
+    yield from (_row(figure, result) for figure in rows)
+    yield ""
+    for figure in rows:
+        if not figure.path.startswith("cost."):
+            yield f"- {figure.label}: {figure.meaning}"
+
+
+def _row(figure: Figure, result: Mapping[str, Any]) -> str:
+    interval = figure.interval(result)
+    told = f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else ""
+    other = figures.of_teacher(figure).of(result)
+    return (
+        f"| {figure.label} | {figure.text(figure.of(result))} | {told} | "
+        f"{'' if other is None else figure.text(other)} |"
+    )
+
+
+def _protocol(result: Mapping[str, Any]) -> Iterator[str]:
+    for name, text in figures.protocol_lines(result.get("protocol") or {}):
+        yield f"- {name}: {text}"
+
+
+def _data(result: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    yield f"- {result.get('data')}"
+    yield f"- licence of the data, as its source states it: {result.get('data_licence') or 'not known'}"
+    if result.get("data_source"):
+        yield f"- source: {result['data_source']}"
+    names = [str(name) for name in config.get("label_names") or []]
+    if names:
+        more = f" ... ({len(names)} in all)" if len(names) > LONGEST else ""
+        yield f"- classes, in the order of the logits: {', '.join(names[:LONGEST])}{more}"
+
+
+def _teacher(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
+    if result.get("teacher") is None and not _taught(run):
+        yield "None: the student learnt from the labels alone."
+        return
+    yield f"- `{_named(run.recipe.get('teacher'))}`"
+    how = lookup(result, "protocol.teacher")
+    if isinstance(how, Mapping):
+        told = (f"{name} {value}" for name, value in how.items())
+        yield f"- trained on labels in the same run: {', '.join(told)}"
+    named = run.recipe.get("objective") or []
+    yield f"- what was matched: {', '.join(_objective(one) for one in named)}"
+
+
+def _taught(run: Run) -> bool:
+    teacher = run.recipe.get("teacher")
+    name = teacher.get("name") if isinstance(teacher, Mapping) else teacher
+    return name not in (None, "none")
+
+
+def _objective(choice: Any) -> str:
+    if not isinstance(choice, Mapping):
+        return str(choice)
+    shown = {key: value for key, value in choice.items() if key in ("weight", "temperature")}
+    fields = ", ".join(f"{key} {value}" for key, value in shown.items())
+    return f"{choice.get('name')}{f' ({fields})' if fields else ''}"
+
+
+def _loading(run: Run, config: Mapping[str, Any], onnx: Mapping[str, Any]) -> Iterator[str]:
+    form = _form(config)
+    if form:
+        (channels, height, width), mean, std = form["input_size"], form["mean"], form["std"]
+        yield f"It reads images [B, {channels}, {height}, {width}]: values in 0..1, minus {mean}, over {std}."
+        yield ""
+    if "architecture" in config:
+        yield from ("With timm, from this folder:", "", "```python", "import timm", "")
+        yield 'model = timm.create_model("local-dir:student", pretrained=True).eval()'
+        yield from ("```", "")
+    if run.recipe.get("made_by"):
+        yield "The network was given from Python: make it again and load `model.safetensors` into it:"
+        yield from ("", "```python", "from safetensors.torch import load_file", "")
+        yield from ('network.load_state_dict(load_file("model.safetensors"))', "```")
+    else:
+        yield from ("With limbeck, from the run's folder:", "", "```python", "import limbeck", "")
+        yield f'student = limbeck.load_student("{run.folder.name}")'
+        yield "logits = student.predict(student(batch))  # batch: limbeck.contracts.Batch"
+        yield "```"
+    if onnx:
+        yield from ("", "With onnxruntime:", "", "```python", "import onnxruntime", "")
+        yield f'session = onnxruntime.InferenceSession("{onnx["file"]}")'
+        yield '(logits,) = session.run(None, {"input": images})  # float32, any batch size'
+        yield from ("```", "")
+        yield f"Its logits differ from the student's by at most {onnx['difference']:.1e} on"
+        yield f"{onnx['samples']} test inputs; the largest logit there is {onnx['largest_logit']:.1f}."
+
+
+def _form(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    form: Mapping[str, Any] = config.get("pretrained_cfg") or config.get("images") or {}
+    return form
+
+
+def _limits(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"- The figures are of the test split of {result.get('data')} and say nothing about other images."
+    yield "- They are of one seed; the interval is that of the test sample, not of seeds."
+    if _taught(run):
+        yield "- A student can take over its teacher's mistakes: agreement counts right and wrong answers."
+    classes = lookup(result, "student.class_names") or []
+    if classes:
+        yield f"- It knows {len(classes)} classes and names one of them for any image."
+    yield "- Nothing was measured under shift, noise or attack, or for groups of people."
+    if lookup(run.recipe, "student.pretrained") or lookup(run.recipe, "student.backbone"):
+        yield f"- It starts from weights of `{_named(run.recipe.get('student'))}`: their licence holds too."
+
+
+def _making(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
+    if not run.recipe.get("made_by"):
+        yield from ("`recipe.yaml` beside this folder has every setting; the run can be made again by", "")
+        yield from ("```", "limbeck run recipe.yaml", "```", "")
+    seconds = lookup(result, "time.seconds")
+    if seconds is not None:
+        yield f"It took {figures.duration(float(seconds))}."
+    versions = ", ".join(f"{name} {value}" for name, value in (result.get("versions") or {}).items())
+    yield f"Versions: {versions}."
+    yield from ("", "```yaml", plain.write(_short(run.recipe)).rstrip(), "```")
+
+
+def _short(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices of the recipe, without the machine's settings."""
+    kept = ("made_by", "teacher", "student", "objective", "selector", "scenario", "data", "views", "seed")
+    return {name: recipe[name] for name in kept if name in recipe}
