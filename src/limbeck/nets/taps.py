@@ -106,6 +106,31 @@ class Tapped(Net):
         return Outputs(logits=out, features=features)
 
 
+@contextmanager
+def classifier_inputs(net: Net, classes: int) -> Iterator[list[Tensor]]:
+    """Within the context, each call of ``net`` adds the features [B, D] that its classifier read.
+
+    The classifier is the linear layer whose output the logits are. Nothing is added where there is none such.
+    """
+    calls: list[tuple[Tensor, Tensor]] = []
+    found: list[Tensor] = []
+
+    def keep(_layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((given[0], output))
+
+    def choose(_net: nn.Module, _given: Any, outputs: Outputs) -> None:
+        same = [x for x, y in calls if y.data_ptr() == outputs.logits.data_ptr() and x.ndim == 2]
+        found.extend(x.detach().float().cpu() for x in same[-1:])
+        calls.clear()
+
+    with ExitStack() as hooks:
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear) and layer.out_features == classes:
+                hooks.callback(layer.register_forward_hook(keep).remove)
+        hooks.callback(net.register_forward_hook(choose).remove)
+        yield found
+
+
 def core(student: nn.Module) -> nn.Module:
     """The plain network inside ``student`` where it holds all there is to save; else ``student`` itself."""
     network = getattr(student, "network", None)

@@ -136,13 +136,26 @@ RANKS = Figure(
     "mean over the images of Spearman's correlation of the classes' order, -1 to 1",
     "higher",
 )
-CKA = Figure("fidelity.cka", "CKA", "share", "likeness of the matched features, 0 to 1", "higher")
+CKA = Figure(
+    "fidelity.cka",
+    "CKA",
+    "share",
+    "linear CKA of what the classifiers of student and teacher read, 0 to 1",
+    "higher",
+)
 ECE = Figure(
     "student.ece", "ECE", "share", "mean distance between confidence and accuracy over the bins", "lower"
 )
 NLL = Figure("student.nll", "NLL", "nats", "mean negative log likelihood of the true class", "lower")
 BRIER = Figure(
     "student.brier", "Brier", "share", "mean squared distance to the one-hot truth, 0 to 2", "lower"
+)
+SQUARED = Figure(
+    "student.squared_error",
+    "squared error",
+    "share",
+    "mean squared distance of the outputs, as they are, to the one-hot truth",
+    "lower",
 )
 COST = (
     Figure("cost.student.parameters", "parameters", "count", "numbers in the network", "lower"),
@@ -172,7 +185,7 @@ def figures_of(result: Mapping[str, Any]) -> tuple[Figure, ...]:
     names = lookup(result, "student.forgetting") or {}
     lost = tuple(forgetting(name, str(definitions.get(name, ""))) for name in names)
     alike = (AGREEMENT, KL, RANKS, CKA)
-    known = (ACCURACY, AVERAGE, INCREMENTAL, JUST_LEARNED, *lost, *alike, ECE, NLL, BRIER, *COST)
+    known = (ACCURACY, AVERAGE, INCREMENTAL, JUST_LEARNED, *lost, *alike, ECE, NLL, BRIER, SQUARED, *COST)
     return tuple(figure for figure in known if figure.of(result) is not None)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from limbeck.errors import NonFiniteError
 from limbeck.metrics import accuracy, calibration, fidelity
 from limbeck.metrics import continual as stream_metrics
 from limbeck.metrics import cost as costs
+from limbeck.nets.taps import classifier_inputs
 
 Figures = dict[str, Any]
 
@@ -78,6 +80,22 @@ def likeness(student: Tensor, teacher: Tensor) -> Figures:
         "kl": fidelity.predictive_kl(student, teacher),
         "rank_correlation": fidelity.rank_correlation(student, teacher),
     }
+
+
+@contextmanager
+def watched(nets: Mapping[str, Net], classes: int) -> Iterator[dict[str, list[Tensor]]]:
+    """Within the context, what the classifier of each network reads, batch by batch."""
+    with ExitStack() as stack:
+        yield {who: stack.enter_context(classifier_inputs(net, classes)) for who, net in nets.items()}
+
+
+def cka(features: Mapping[str, Sequence[Tensor]], samples: int) -> Figures:
+    """Linear CKA of what both classifiers read over all ``samples``; nothing where one is not known."""
+    parts = [features.get(who) or [] for who in ("student", "teacher")]
+    if any(sum(map(len, part)) != samples for part in parts):
+        return {}
+    own, other = (torch.cat(list(part)) for part in parts)
+    return {"cka": fidelity.linear_cka(own, other)}
 
 
 def cost(nets: Mapping[str, Net], image: Batch, trainable: Mapping[str, int]) -> Figures:
@@ -190,11 +208,14 @@ def protocol(recipe: Any, stream: Stream) -> Figures:
     }  # fmt: skip
 
 
-def static(logits: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> Figures:
+def static(
+    logits: Mapping[str, Tensor], labels: Tensor, names: Sequence[str],
+    features: Mapping[str, Sequence[Tensor]] | None = None,
+) -> Figures:  # fmt: skip
     """Figures on one test set from predictions [N, C] of the student and, where there is one, the teacher.
 
     Those of a teacher's other path, ``teacher/<path>``, stand under ``paths``, with the student's agreement
-    with it and KL(path || student).
+    with it and KL(path || student). ``features`` are what the classifiers read, batch by batch, by network.
 
     Raises:
         NonFiniteError: a prediction is NaN or infinite.
@@ -214,5 +235,6 @@ def static(logits: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -
         if into is not found:
             into[name] |= likeness(logits["student"], values)
     if "teacher" in logits:
-        found["fidelity"] = likeness(logits["student"], logits["teacher"])
+        alike = likeness(logits["student"], logits["teacher"])
+        found["fidelity"] = alike | cka(features or {}, len(labels))
     return found

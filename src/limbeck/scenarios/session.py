@@ -173,10 +173,13 @@ class Session:
         return Batch(inputs=inputs, labels=zeros, index=zeros, view=zeros)
 
     def _measure(self) -> dict[str, Any]:
-        logits, labels = self.pair.answers(self.tests, self.task.stop)
+        with figures.watched(self.pair.nets(), self.pair.classes) as features:
+            logits, labels = self.pair.answers(self.tests, self.task.stop)
         last = self.task.number + 1 == self.plan.tasks
         found = figures.measure(logits, labels, self.stream, self.task.number, full=last)
         if last:
+            if "fidelity" in found:
+                found["fidelity"] |= figures.cka(features, len(labels))
             for who in self.pair.nets():
                 found[who]["key_accuracy"] = self.pair.key_accuracy(who, self.tests)
         return found

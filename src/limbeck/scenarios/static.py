@@ -158,12 +158,13 @@ class Static(Scenario):
         """Accuracy, calibration, fidelity and cost on ``test``."""
 
         def compute() -> dict[str, Any]:
-            logits, labels = pair.answers([test], len(names))
+            with figures.watched(pair.nets(), pair.classes) as features:
+                logits, labels = pair.answers([test], len(names))
             image = next(iter(test.epoch(0)))
             one = Batch(
                 inputs=image.inputs[:1], labels=image.labels[:1], index=image.index[:1], view=image.view[:1]
             )
-            return figures.static(logits, labels, names) | {
+            return figures.static(logits, labels, names, features) | {
                 "cost": {"teacher": None}
                 | figures.cost(pair.nets(), one.to(pair.run.device), pair.trainable())
             }
