@@ -176,7 +176,8 @@ class Objective:
     - ``start(index, labels, generator)``: called before a stage with the samples [n] that it goes over, and
       the labels [N] of the whole data;
     - ``view(batch, at) -> Batch``: another batch that the student reads in the same step; what it says
-      stands in ``student.paths`` under the objective's name.
+      stands in ``student.paths`` under the objective's name;
+    - ``facts() -> dict``: plain data about the training, for ``result.json``.
 
     Attributes:
         path: which of the teacher's answers is matched (``Outputs.along``); ``""`` is its main one.

@@ -269,17 +269,24 @@ class Pair:
     # Measuring
 
     @torch.no_grad()
-    def tune(self, held_out: Batches, run: Run) -> None:
-        """Let the student settle what it chooses after training, on validation samples."""
+    def tune(self, held_out: Batches, run: Run) -> dict[str, float]:
+        """Let the student settle what it chooses after training, on validation samples; what it chose."""
         if type(self.student).tune is Net.tune:
-            return
+            return {}
 
         def choose() -> dict[str, float]:
             self.student.eval()
             parts = [self.with_query(b.to(run.device)) for b in held_out.epoch(0)]
             return self.student.tune([self.student(b) for b in parts], torch.cat([b.labels for b in parts]))
 
-        self.student.tuned(run.once("tuned", choose))
+        chosen: dict[str, float] = run.once("tuned", choose)
+        self.student.tuned(chosen)
+        return chosen
+
+    def facts(self) -> dict[str, Any]:
+        """What ``result.json`` says of the objectives' modules; nothing where they have nothing to say."""
+        found = {name: o.facts() for name, o in self.adapters.items() if hasattr(o, "facts")}  # type: ignore[operator]
+        return {"objectives": found} if found else {}
 
     @torch.no_grad()
     def answers(self, sources: Sequence[Source], classes: int) -> tuple[dict[str, Tensor], Tensor]:

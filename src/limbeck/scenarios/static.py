@@ -103,13 +103,12 @@ class Static(Scenario):
         selection = recipe.selector.prepare(lessons)
         run.modules.add_module("selector", selection)
         self.train(pair, desk.source(selection), capture=desk.learning, selection=selection)
-        if len(desk.held_out):
-            pair.tune(desk.validation, run)
+        tuned = pair.tune(desk.validation, run) if len(desk.held_out) else {}
         found = self.measure(pair, pair.source(desk.test), list(desk.splits.test.classes))
         return {
             "recipe": recipe.name, "scenario": "static", "seed": run.seed,
             **figures.about(desk.splits), "protocol": self.protocol(recipe) | desk.protocol(),
-            **found, **facts_of(selection),
+            **found, **facts_of(selection), **pair.facts(), **({"tuned": tuned} if tuned else {}),
         }  # fmt: skip
 
     def teach(self, pair: Pair, desk: Desk) -> None:
