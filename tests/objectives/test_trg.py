@@ -98,18 +98,28 @@ def test_both_networks_give_the_same_places_and_each_step_others() -> None:
     assert len(values) == 2
 
 
-def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
-    tokens = torch.zeros(3, 10, 2)
-    places = sample_tokens(tokens, 4, 1024, 7, 2)
-    assert torch.equal(places, sample_tokens(tokens, 4, 1024, 7, 2))
-    assert not torch.equal(places, sample_tokens(tokens, 4, 1024, 8, 2))
+def test_places_are_drawn_without_repetition_for_each_image() -> None:
+    places = sample_tokens(torch.zeros(3, 10, 2), 4, 1024, torch.Generator().manual_seed(0))
     assert all(len(set(row)) == 4 for row in places.tolist())
     assert len({tuple(row) for row in places.tolist()}) > 1
 
 
+def test_what_is_drawn_depends_on_seed_task_and_step_and_not_on_the_order() -> None:
+    own, other = draw(0, 4, 5, 4, 4), draw(1, 4, 7, 4, 4)
+    plan, order = replace(MAPS, sampled=3), torch.tensor([2, 0, 3, 1])
+    plain, again = terms(plan, own, other, seed=7), terms(plan, own, other, seed=7)
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    for elsewhere in ({"seed": 8}, {"at": replace(AT, step=3)}, {"at": replace(AT, task=1)}):
+        assert terms(plan, own, other, **{"seed": 7, **elsewhere})["local"] != plain["local"]
+    given = replace(batch(4), index=order)
+    shuffled = module(plan, own, other, 7)(outputs(s=own[order]), outputs(t=other[order]), given, AT)
+    for name in plain:
+        torch.testing.assert_close(shuffled[name], plain[name])
+
+
 @pytest.mark.parametrize(("count", "most", "each"), [(4, 1024, 4), (99, 1024, 10), (8, 18, 6), (8, 2, 1)])
 def test_the_graph_is_bounded(count: int, most: int, each: int) -> None:
-    assert sample_tokens(torch.zeros(3, 10, 2), count, most, 0, 0).shape == (3, each)
+    assert sample_tokens(torch.zeros(3, 10, 2), count, most, torch.Generator()).shape == (3, each)
 
 
 def test_the_temperature_falls_over_the_epochs() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.errors import ShapeError
 from limbeck.losses.hints import hint_mse
-from limbeck.losses.reduction import Reduction, full_precision, reduce
+from limbeck.losses.reduction import Reduction, full_precision, product, reduce
 
 
 def tokenise(feature: Tensor, patch: int = 1) -> Tensor:
@@ -43,7 +43,7 @@ def knn_affinity(tokens: Tensor, neighbours: int, sigma: float = 1.0) -> Tensor:
     """
     x = full_precision(tokens)
     squares = x.square().sum(-1)
-    distance = (squares[:, None] + squares - 2 * x @ x.mT).clamp(min=0)
+    distance = (squares[:, None] + squares - 2 * product(x, x.mT)).clamp(min=0)
     own = torch.eye(len(x), dtype=torch.bool, device=x.device)
     nearest = distance.detach().masked_fill(own, torch.inf)
     rows = nearest.topk(min(neighbours, len(x) - 1), dim=0, largest=False).indices
@@ -100,7 +100,7 @@ def global_graph(
     """
     p, q = F.normalize(full_precision(student), dim=-1), F.normalize(full_precision(teacher), dim=-1)
     own = torch.arange(len(p), device=p.device)
-    items = F.cross_entropy(p @ q.mT / temperature, own, reduction="none")
+    items = F.cross_entropy(product(p, q.mT) / temperature, own, reduction="none")
     return reduce(items, weights=weights, reduction=reduction)
 
 
@@ -110,7 +110,7 @@ def context(tokens: Tensor) -> Tensor:
     Source: Zhang, Liu, He 2023 (arXiv 2306.12442), the contextual loss.
     """
     x = full_precision(tokens)
-    return F.softmax(x @ x.mT / x.shape[-1] ** 0.5, dim=-1)
+    return F.softmax(product(x, x.mT) / x.shape[-1] ** 0.5, dim=-1)
 
 
 def contextual(

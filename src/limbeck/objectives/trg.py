@@ -130,7 +130,8 @@ class TokenGraph(nn.Module):
         if plan.alpha:
             terms["contextual"] = plan.alpha * losses.contextual(own, other, weights=batch.weight)
         if plan.beta or plan.gamma:
-            places = sample_tokens(own, plan.sampled, plan.nodes, self.seed, at.step)
+            drawn = sample_tokens(own, plan.sampled, plan.nodes, generator(self.seed, at.task, at.step))
+            places = drawn[batch.index.argsort().argsort()]  # draws follow the samples, not their order
             own, other, weights = pick(own, places), pick(other, places), spread(batch.weight, places)
             if plan.beta:
                 graphs = [
@@ -177,17 +178,17 @@ def same_grid(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return pooled[0], pooled[1]
 
 
-def sample_tokens(tokens: Tensor, count: int, most: int, seed: int, step: int) -> Tensor:
+def sample_tokens(tokens: Tensor, count: int, most: int, draws: torch.Generator) -> Tensor:
     """Places of the tokens of each image that a graph is made of: [B, m] int64, without repetition.
 
     Args:
         tokens: [B, n, D]; shape and device count.
         count: m, or n where that is less.
         most: bound of B · m, which lowers m to no less than 1.
-        seed: with ``step`` it decides what is drawn.
+        draws: where the places come from.
     """
     images, each, _ = tokens.shape
-    drawn = torch.rand(images, each, generator=generator(seed, "tokens", step)).argsort(-1)
+    drawn = torch.rand(images, each, generator=draws).argsort(-1)
     return drawn[:, : min(count, each, max(1, most // images))].to(tokens.device)
 
 
