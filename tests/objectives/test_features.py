@@ -70,6 +70,21 @@ def test_hints_that_cannot_fit_say_why(own: Sequence[int], other: Sequence[int],
         hint(own, other)
 
 
+@pytest.mark.parametrize(("epoch", "share"), [(0, 1), (2, 1), (3, 0), (9, 0)])
+def test_hints_end_where_they_shall(epoch: int, share: int) -> None:
+    given = tapped({"blocks.-1": draw(0, 4, 5, 6)}), tapped({"blocks.-1": draw(1, 4, 5, 8)})
+    always, first = (FitNets(until=until).build(*given) for until in (1.0, 0.3))
+    first.load_state_dict(always.state_dict())
+    at = Progress(epoch=epoch, epochs=10)
+    assert first(*given, batch_of(4), at)["fitnets"] == share * always(*given, batch_of(4), at)["fitnets"]
+
+
+@pytest.mark.parametrize("until", [0, 1.1, float("nan")])
+def test_a_share_of_the_epochs_is_a_share(until: float) -> None:
+    with pytest.raises(ConfigError, match=f"until is {until} but must lie in"):
+        FitNets(until=until)
+
+
 def test_a_missing_tap_is_named() -> None:
     given = tapped({"blocks.-2": draw(0, 4, 5, 6)})
     with pytest.raises(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck import losses
 from limbeck.contracts import NO_FACTS, Batch, Facts, Needs, Objective, Outputs, Progress
-from limbeck.errors import ShapeError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.objectives._shared import at_least, feature
 
 
@@ -26,6 +26,7 @@ class FitNets(Objective):
     Attributes:
         zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
         weight: factor of the term, >= 0.
+        until: share of the epochs, from the first on, that give hints, in (0, 1]; 1 = all of them.
         student_tap: module path of the student's feature.
         teacher_tap: module path of the teacher's feature.
 
@@ -35,17 +36,21 @@ class FitNets(Objective):
 
     Source: Romero et al., ICLR 2015 (arXiv 1412.6550), eq. 3; regressor of the mdistiller and RepDistiller
     reference codes.
-    Differs: one stage, the hint beside the other terms from the start (as both codes do), not hints first.
+    Differs: the hint stands beside the other terms, as in both codes; the paper gives hints alone first, and
+    none afterwards. ``until`` below 1 ends the hints, while the other terms count from the start.
     """
 
     zero_at_teacher: ClassVar[bool] = False
 
     weight: float = 100.0
+    until: float = 1.0
     student_tap: str = "blocks.-1"
     teacher_tap: str = "blocks.-1"
 
     def __post_init__(self) -> None:
         at_least("weight", self.weight, 0)
+        if not 0 < self.until <= 1:
+            raise ConfigError(f"until is {self.until} but must lie in (0, 1]: 1 gives hints in all epochs")
 
     def needs(self) -> Needs:
         """One tap in each network; no teacher logits."""
@@ -70,7 +75,8 @@ class Hint(nn.Module):
         own = feature("student", student, self.objective.student_tap)
         other = feature("teacher", teacher, self.objective.teacher_tap)
         guess = self.regress(own.to(next(self.regress.parameters()).dtype))
-        return {"fitnets": self.objective.weight * losses.hint_mse(guess, other, weights=batch.weight)}
+        weight = self.objective.weight if at.epoch < self.objective.until * at.epochs else 0.0
+        return {"fitnets": weight * losses.hint_mse(guess, other, weights=batch.weight)}
 
 
 class ConvRegressor(nn.Sequential):
