@@ -124,8 +124,9 @@ def hessian(losses: Losses, params: Params, data: Iterable[Batch]) -> Tensor:
     for batch in data:
         items = losses(params, batch)
         grads = flat(_gradients(items.sum(), params, graph=True))
-        units = torch.eye(len(grads)).to(grads).split(ROWS)
-        total = total.to(items) + torch.cat([_rows(grads, params, unit) for unit in units])
+        units = torch.eye(len(grads)).to(grads)
+        starts = range(0, len(grads), ROWS)
+        total = total.to(items) + torch.cat([_rows(grads, params, units[s : s + ROWS]) for s in starts])
         count += len(items)
     return total / count
 
