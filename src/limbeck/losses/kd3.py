@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Tang et al., ICCV 2023, official code.
     """
     difference = full_precision(student.detach()) - full_precision(teacher.detach())
-    return (difference + PAIR_EPSILON).norm(dim=-1).sigmoid()
+    return torch.sigmoid(torch.linalg.vector_norm(difference + PAIR_EPSILON, dim=-1))
 
 
 def weighted_feature_loss(

@@ -41,7 +41,7 @@ class Spectrum:
         return cls(values.flip(0).clamp(min=0), vectors.flip(1))
 
     def dual(self, target: Tensor, ridge: float) -> Tensor:
-        """(K + lambda I)⁻¹ z for a target [n, m]: what a kernel k(x, X) [p, n] turns into predictions [p, m]."""
+        """(K + lambda I)⁻¹ z for a target [n, m]: what k(x, X) [p, n] turns into predictions [p, m]."""
         return self.vectors @ ((self.vectors.T @ target.double()) / (self.values + ridge)[:, None])
 
     def fit(self, target: Tensor, ridge: float) -> Tensor:

@@ -26,7 +26,7 @@ def el2n(probs: Tensor, labels: Tensor) -> Tensor:
 
     Source: Paul et al., NeurIPS 2021 (arXiv 2107.07075).
     """
-    return _error(probs, labels).mean(0)
+    return torch.mean(_error(probs, labels), 0)
 
 
 def grand_last_layer(probs: Tensor, features: Tensor, labels: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def grand_last_layer(probs: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     Source: GraNd, Paul et al., NeurIPS 2021 (arXiv 2107.07075).
     Differs: the gradient of the last layer alone, not of all parameters.
     """
-    return (_error(probs, labels) * features.norm(dim=-1)).mean(0)
+    return torch.mean(_error(probs, labels) * torch.linalg.vector_norm(features, dim=-1), 0)
 
 
 def forgetting(correct: Tensor) -> Tensor:
@@ -109,11 +109,12 @@ def keep_indices(
 
 
 def _error(probs: Tensor, labels: Tensor) -> Tensor:
-    return (probs - F.one_hot(labels, probs.shape[-1])).norm(dim=-1)
+    error: Tensor = torch.linalg.vector_norm(probs - F.one_hot(labels, probs.shape[-1]), dim=-1)
+    return error
 
 
 def _classes(labels: Tensor) -> list[Tensor]:
-    return [(labels == k).nonzero().flatten() for k in labels.unique()]
+    return [(labels == k).nonzero().flatten() for k in sorted(set(labels.tolist()))]
 
 
 def _kept(scores: Tensor, fraction: float, mode: Mode, generator: torch.Generator | None) -> Tensor:

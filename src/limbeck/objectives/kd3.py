@@ -85,7 +85,7 @@ class KD3(Objective):
         own = feature("student", student, PROJECTED)
         other = feature("teacher", teacher, self.teacher_tap)
         if other.ndim == 4 and other.shape[2:] != own.shape[2:]:
-            other = F.adaptive_avg_pool2d(other, own.shape[2:])
+            other = F.adaptive_avg_pool2d(other, (own.shape[2], own.shape[3]))
         loss = weighted_feature_loss(own, other, student.logits, teacher.logits, weights=batch.weight)
         return {"features": self.weight * loss}
 
@@ -110,19 +110,19 @@ class Contrasted(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         objective = self.objective
-        views = [feature("student", said, POOLED) for said in (student, student.along(NAME))]
-        contrast = self._contrast(self.embed, *views, batch.weight)
+        one, other = (feature("student", said, POOLED) for said in (student, student.along(NAME)))
+        contrast = self._contrast(self.embed, one, other, batch.weight)
         if self.embed_teacher is not None:
             (net,) = self._teacher
             with torch.no_grad():
                 again = net(self.view(batch, at), taps=(objective.teacher_tap,))
-            views = [feature("teacher", said, objective.teacher_tap) for said in (teacher, again)]
-            contrast = contrast + self._contrast(self.embed_teacher, *views, batch.weight)
+            one, other = (feature("teacher", said, objective.teacher_tap) for said in (teacher, again))
+            contrast = contrast + self._contrast(self.embed_teacher, one, other, batch.weight)
         return objective.terms(student, teacher, batch, at) | {"contrast": objective.contrast * contrast}
 
     def _contrast(self, embed: nn.Linear, one: Tensor, other: Tensor, weights: Tensor | None) -> Tensor:
-        rows = [embed(pooled(x).to(embed.weight.dtype)) for x in (one, other)]
-        return nt_xent(*rows, self.objective.temperature, weights=weights)
+        u, v = (embed(pooled(x).to(embed.weight.dtype)) for x in (one, other))
+        return nt_xent(u, v, self.objective.temperature, weights=weights)
 
 
 def pooled(feature: Tensor) -> Tensor:

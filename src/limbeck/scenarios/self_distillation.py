@@ -106,7 +106,8 @@ class SelfDistillation(Scenario):
         desk = Desk(plan, recipe, run)
         names = list(desk.splits.test.classes)
         lines: list[dict[str, Any]] = []
-        pair, first = None, None
+        pair: Pair | None = None
+        first: Tensor | None = None
         for number in range(1, self.generations + 1):
             before = None if pair is None else pair.student
             alpha, found = self._alpha(desk, number, before, first)

@@ -81,7 +81,7 @@ class KD3Net(Net):
         self._teacher: tuple[nn.Module, ...] = ()  # unregistered: it is the teacher's
         self.settled: Tensor
         self.register_buffer("settled", torch.tensor(False))
-        self.register_load_state_dict_post_hook(lambda net, _: net._leave())
+        self.register_load_state_dict_post_hook(lambda net, _: net._leave())  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def attach_teacher(self, teacher: Net) -> None:
@@ -101,9 +101,9 @@ class KD3Net(Net):
         inner = _inner(teacher)
         source = inner.get_submodule(resolve(inner, choice.teacher_classifier))
         self.size = min(mine.shape[2], theirs.shape[2]), min(mine.shape[3], theirs.shape[3])
+        self.classifier = copy.deepcopy(source).requires_grad_(False)
         with seeded(torch.Generator().manual_seed(self.seed)):
             self.projector = projector(mine.shape[1], theirs.shape[1], choice.factor).to(place)
-        self.classifier = copy.deepcopy(source).requires_grad_(False)
         self._teacher = (source,)
 
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
