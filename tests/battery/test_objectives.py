@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import registry
-from limbeck.contracts import Batch, Facts, Objective, Outputs, Progress
+from limbeck.contracts import Batch, Facts, Net, Objective, Outputs, Progress
 
 BATCH, CLASSES, TOKENS, OWN_WIDTH, OTHER_WIDTH = 6, 5, 4, 8, 12
+WIDTHS = {"projected": OTHER_WIDTH}  # taps that a student gives in its teacher's width
 AT = Progress(step=3, steps=40, epoch=1, epochs=4, task=1, tasks=2)
 
 pytestmark = pytest.mark.parametrize("name", registry.names("objectives"))
@@ -39,14 +40,49 @@ def batch(order: Tensor | None = None) -> Batch:
 def outputs(seed: int, taps: tuple[str, ...], width: int, *, heads: int, grad: bool = False) -> Outputs:
     generator = torch.Generator().manual_seed(seed)
     logits = [2 * torch.randn(BATCH, CLASSES, generator=generator) for _ in range(heads)]
-    features = {tap: torch.randn(BATCH, TOKENS, width, generator=generator) for tap in taps}
+    sizes = {tap: (BATCH, TOKENS, WIDTHS.get(tap, width)) for tap in taps}
+    features = {tap: torch.randn(*size, generator=generator) for tap, size in sizes.items()}
     for leaf in (*logits, *features.values()):
         leaf.requires_grad_(grad)
     return Outputs(*logits, features=features)
 
 
+class MadeUp(Net):
+    """A network without weights whose taps give tokens as ``outputs`` does, for objectives that run one."""
+
+    def __init__(self, taps: tuple[str, ...], width: int) -> None:
+        super().__init__()
+        self.network = Chain(taps, width)
+
+    def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
+        return Outputs(self.network(batch.inputs))
+
+
+class Chain(nn.Module):
+    """The taps one after another, between pixels and logits."""
+
+    def __init__(self, taps: tuple[str, ...], width: int) -> None:
+        super().__init__()
+        self.taps, self.width = [tap.replace("-", "last") for tap in taps], width
+        for tap in self.taps:
+            at: nn.Module = self
+            *above, last = tap.split(".")
+            for part in above:
+                at.add_module(part, at._modules.get(part) or nn.Module())
+                at = at.get_submodule(part)
+            at.add_module(last, nn.Tanh())
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1)[:, : TOKENS * self.width].reshape(-1, TOKENS, self.width)
+        for tap in self.taps:
+            x = self.get_submodule(tap)(x)
+        return x.mean(1)[:, :CLASSES]
+
+
 def student(objective: Objective, *, grad: bool = False) -> Outputs:
-    return outputs(1, objective.needs().student, OWN_WIDTH, heads=2, grad=grad)
+    taps, name = objective.needs().student, type(objective).__module__.rpartition(".")[2]
+    view = outputs(3, taps, OWN_WIDTH, heads=2)  # what it says to the objective's own view of the batch
+    return replace(outputs(1, taps, OWN_WIDTH, heads=2, grad=grad), paths={name: view})
 
 
 def teacher(objective: Objective, *, grad: bool = False) -> Outputs:
@@ -56,7 +92,11 @@ def teacher(objective: Objective, *, grad: bool = False) -> Outputs:
 def build(objective: Objective, weights: int = 0) -> nn.Module:
     """The module before a stage, with initial ``weights``; one that remembers is built anew for each call."""
     torch.manual_seed(weights)
-    module = objective.build(student(objective), teacher(objective), Facts(samples=BATCH))
+    needs = objective.needs()
+    facts = Facts(
+        samples=BATCH, student=MadeUp(needs.student, OWN_WIDTH), teacher=MadeUp(needs.teacher, OTHER_WIDTH)
+    )
+    module = objective.build(student(objective), teacher(objective), facts)
     if hasattr(module, "start"):
         module.start(torch.arange(BATCH), batch().labels, torch.Generator().manual_seed(0))
     return module
@@ -67,7 +107,8 @@ def changed(given: Outputs, change: object) -> Outputs:
     assert callable(change)
     soft = None if given.soft_logits is None else change(given.soft_logits)
     features = {tap: change(x) for tap, x in given.features.items()}
-    return replace(given, logits=change(given.logits), soft_logits=soft, features=features)
+    paths = {name: changed(other, change) for name, other in given.paths.items()}
+    return replace(given, logits=change(given.logits), soft_logits=soft, features=features, paths=paths)
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
@@ -132,7 +173,7 @@ def test_value_where_student_equals_teacher_is_as_stated(name: str) -> None:
     features = student(objective).features
     if stated:  # whose widths may differ where they need not be equal
         features = dict(zip(features, other.features.values(), strict=True))
-    own = replace(other, features=features)
+    own = replace(other, features=features, paths=student(objective).paths)
     value = total(build(objective)(own, other, batch(), AT))
     assert (abs(value.item()) < 1e-5) == stated
 

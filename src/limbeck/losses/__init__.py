@@ -10,6 +10,7 @@ from limbeck.losses.kl import kl_divergence
 from limbeck.losses.labels import cross_entropy, masked_cross_entropy
 from limbeck.losses.maps import at_one_size
 from limbeck.losses.maximum_mean import neuron_selectivity
+from limbeck.losses.mutual import mutual_mse
 from limbeck.losses.plackett_luce import fixed_places, plackett_luce, pld, teacher_places, teacher_ranking
 from limbeck.losses.reduction import Reduction, full_precision, product, reduce
 from limbeck.losses.relations import (
@@ -31,6 +32,7 @@ from limbeck.losses.subclasses import (
     subclass_log_probs,
 )
 from limbeck.losses.token_graph import context, contextual, global_graph, knn_affinity, local_graph, tokenise
+from limbeck.losses.two_heads import dual_head
 
 __all__ = [
     "Reduction",
@@ -47,6 +49,7 @@ __all__ = [
     "dist",
     "distance_relations",
     "distances",
+    "dual_head",
     "fixed_places",
     "fold",
     "full_precision",
@@ -59,6 +62,7 @@ __all__ = [
     "likelihoods",
     "local_graph",
     "masked_cross_entropy",
+    "mutual_mse",
     "neuron_selectivity",
     "noise_contrast",
     "null_projector",

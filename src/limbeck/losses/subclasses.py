@@ -58,7 +58,7 @@ def class_directions(features: Tensor, labels: Tensor, classes: int, count: int)
 
 
 def positions(features: Tensor, projector: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
-    """Positions [N, C, S] of embeddings [N, D] along each class's directions [C, S, D] from its mean [C, D]."""
+    """Positions [N, C, S] of embeddings [N, D] along a class's directions [C, S, D] from its mean [C, D]."""
     away = (features @ projector.mT).unsqueeze(1) - mean
     return torch.einsum("ncd,csd->ncs", away, directions)
 
