@@ -15,7 +15,8 @@ from limbeck import api, cli, registry
 from limbeck.errors import Interrupted
 
 COMMANDS = (
-    "run", "resume", "list", "show", "compare", "report", "export", "demonstrate", "pretrain", "doctor",
+    "run", "resume", "list", "show", "compare", "report", "export", "demonstrate", "arena", "pretrain",
+    "doctor",
 )  # fmt: skip
 
 

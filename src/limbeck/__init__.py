@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 NAMES = {
+    "Arena": "tournament",
     "Export": "api",
     "Result": "api",
+    "arena": "tournament",
     "demonstrate": "demonstration",
     "distill": "distilling",
     "export": "api",

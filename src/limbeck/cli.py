@@ -187,6 +187,50 @@ def demonstrate(
 
 
 @app.command
+def arena(
+    recipe: str = "kd-cnn",
+    /,
+    *,
+    methods: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    seeds: int = 3,
+    sets: Sets = (),
+    label: str = "",
+    jobs: int = 1,
+    runs: Path = Path("runs/arenas"),
+    out: Path = Path("arenas"),
+    as_json: Json = False,
+) -> None:
+    """Rank methods: one teacher, one student, one data set, one budget, several seeds.
+
+    Args:
+        recipe: Gives teacher, student, data and budget; its scenario is static.
+        methods: Objectives, or recipes whose objectives are taken; may be repeated. All objectives by
+            default; the labels alone (ce) and kd always take part.
+        seeds: How many seeds, counted from 0.
+        sets: Override a field of the recipe: path.to.field=value; may be repeated.
+        label: Added to the arena's name, to keep changed settings apart.
+        jobs: Runs at a time.
+        runs: Folder of the runs; finished ones are kept, cut-off ones resumed.
+        out: Folder of the page and the JSON file.
+        as_json: Print what was found as JSON.
+    """
+    from limbeck.tournament import arena as compete
+
+    found = compete(
+        recipe,
+        methods=methods,
+        seeds=seeds,
+        sets=sets,
+        label=label,
+        jobs=jobs,
+        runs=runs,
+        out=out,
+        quiet=as_json,
+    )
+    _print(found.data, found, as_json)
+
+
+@app.command
 def pretrain(name: str, /, *, as_json: Json = False) -> None:
     """Make the weights of a shipped backbone anew.
 

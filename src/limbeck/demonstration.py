@@ -186,12 +186,13 @@ def _command(name: str, seeds: int, sets: Sequence[str], label: str) -> str:
 
 def _run_all(work: Sequence[tuple[Recipe, Path]], jobs: int) -> list[Path]:
     if jobs == 1:
-        return [_run_one(item) for item in work]
+        return [run_one(item) for item in work]
     with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=8) as pool:
-        return pool.map(_run_one, work, chunksize=1)
+        return pool.map(run_one, work, chunksize=1)
 
 
-def _run_one(item: tuple[Recipe, Path]) -> Path:
+def run_one(item: tuple[Recipe, Path]) -> Path:
+    """Carry out a recipe in a folder; a run of the same settings that is there is resumed, or taken."""
     recipe, folder = item
     known = folder / "recipe.yaml"
     if known.exists() and config.fingerprint(config.load(known)) == config.fingerprint(recipe):

@@ -48,7 +48,7 @@ def page(run: Run) -> str:
     """The page as HTML text."""
     result = run.result or {}
     curves, gaps = term_charts(run)
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         run=run,
         result=result,
         levels=range(LEVELS + 1),
@@ -71,7 +71,9 @@ def page(run: Run) -> str:
     )  # fmt: skip
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where pages find their templates: the files of this folder, with all that is filled in escaped."""
+
     def load(name: str) -> str:
         return files("limbeck.report").joinpath(name).read_text(encoding="utf-8")
 
