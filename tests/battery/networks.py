@@ -13,7 +13,7 @@ from tests.engine.small import backbone
 from torch import nn
 
 from limbeck import registry
-from limbeck.contracts import Batch, Net, Spec
+from limbeck.contracts import Batch, Net, Spec, Student
 from limbeck.nets.backbones import InputSpec, VisionTransformer
 from limbeck.students.mlp import MLPStudent
 
@@ -68,6 +68,8 @@ def example(kind: str, name: str, folder: Path) -> Any:
         "prompts": registry.get("prompts", "coda")(pool=4, length=4, blocks=(0,)),
         "model": classifier(folder),
         "network": MLPStudent(hidden=(8,), images=IMAGES),
+        "tap": "hidden.-1",
+        "teacher_tap": "hidden.-1",
         "teacher": trained(network=MLPStudent(hidden=(16,), images=IMAGES)),
         "members": tuple(trained(network=MLPStudent(hidden=(width,), images=IMAGES)) for width in (8, 16)),
         "weights": weights(folder),
@@ -85,6 +87,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def build(choice: Any, seed: int = 0) -> Net:
     net: Net = choice.build(SPEC, seeded(seed))
+    if isinstance(choice, Student):
+        net.attach_teacher(MLPStudent(hidden=(12,), images=IMAGES).build(SPEC, seeded(9)))
     return net
 
 
