@@ -110,9 +110,8 @@ class Kept(Selection):
         known = set(course.labels[index].tolist())
         self.lost = sorted(known - set(course.labels[self.kept].tolist()))
         if self.lost:
-            course.warn(
-                f"pruning left no sample of class {', '.join(map(str, self.lost))}: balanced keeps all"
-            )
+            named = ", ".join(map(str, self.lost))
+            course.warn(f"pruning left no sample of class {named}: set balanced to keep some of each")
 
     def weights(
         self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress
