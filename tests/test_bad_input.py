@@ -23,6 +23,8 @@ from limbeck.data.digits import Digits
 from limbeck.data.images import Splits, from_arrays
 from limbeck.engine import state
 from limbeck.engine.run import Run
+from limbeck.nets.small import MLP
+from limbeck.selectors.random import Random
 
 Said = Callable[..., str]
 
@@ -240,6 +242,115 @@ def test_a_teacher_of_other_classes(recipe: str, tmp_path: Path, refused: Said) 
     assert re.search(r"\b7\b.*\b10\b|\b10\b.*\b7\b", said), said
 
 
+# A static pair that does not fit
+
+STATIC: dict[str, tuple[list[str], str]] = {
+    "a tap that is not there": (
+        ["objective=[labels, {name: sp, student_tap: stages.9, teacher_tap: stages.2}]"],
+        r"no tap 'stages\.9' in ConvNet: did you mean 'stages\.\d'\? stages holds 0, 1, 2",
+    ),
+    "a teacher's tap that is not there": (
+        ["objective=[labels, {name: sp, student_tap: stages.2, teacher_tap: pol}]"],
+        r"no tap 'pol' in ConvNet: did you mean 'pool'\? ConvNet holds stages, pool, head",
+    ),
+    "features that cannot be aligned": (
+        ["objective=[labels, {name: fitnets, student_tap: stages.2, teacher_tap: stages.0}]"],
+        r"the student's map is 2 high but the teacher's is 8: only equal, larger or half as high can be",
+    ),
+    "features that are too small": (
+        ["objective=[labels, {name: trg, student_tap: stages.2, teacher_tap: stages.2, patch: 3}]"],
+        r"patch is 3 but the maps are \[2, 2\]: cut smaller patches, or tap earlier layers",
+    ),
+    "more taps on one side": (
+        ["objective=[labels, {name: vid, student_taps: [stages.0, stages.1], teacher_taps: [stages.0]}]"],
+        r"student_taps names 2 layers but teacher_taps names 1: name as many in both",
+    ),
+    "one class": (
+        ["data={name: part, data: digits, groups: [[3]]}"],
+        r"data: groups must be at least two",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STATIC)
+def test_a_static_pair_that_does_not_fit(tmp_path: Path, refused: Said, case: str) -> None:
+    """Found before the teacher is trained."""
+    changes, message = STATIC[case]
+    said = refused("run", "kd-cnn", "--out", str(tmp_path / "run"), *sets(*changes))
+    assert re.search(message, said), said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not small.lines(tmp_path / "run")
+
+
+def test_a_static_set_of_one_class(tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Digits.load
+
+    def threes(data: Digits) -> Splits:
+        parts = []
+        for split in (load(data).train, load(data).test):
+            own = split.labels.numpy() == 3
+            images, labels = np.asarray(split.images)[own], np.zeros(int(own.sum()), np.int64)
+            parts.append(from_arrays("threes", images, labels, ["3"], licence="none", source="none"))
+        return Splits(*parts)
+
+    monkeypatch.setattr(Digits, "load", threes)
+    said = refused("run", "kd", "--out", str(tmp_path / "run"), "--set", "data={name: digits}")
+    assert "the data has 1 class: a classifier needs at least 2" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_static_teacher_of_other_classes(tmp_path: Path, refused: Said) -> None:
+    five = "{name: part, data: digits, groups: [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]}"
+    said = refused("run", "kd", "--out", str(tmp_path / "run"), *sets(f"teacher.data={five}"))
+    assert "the teacher has 5 classes and the student 10: give both a classifier for the same" in said
+
+
+def test_a_static_teacher_whose_weights_are_nan(tmp_path: Path, refused: Said) -> None:
+    net = MLP(64, [4], 10)
+    weights = {**net.state_dict(), "head.bias": torch.full((10,), torch.nan)}
+    save_file(weights, tmp_path / "teacher.safetensors")
+    teacher = (
+        f"{{name: network, network: {{name: mlp, hidden: [4]}}, weights: {tmp_path}/teacher.safetensors}}"
+    )
+    said = refused("run", "kd", "--out", str(tmp_path / "run"), *sets(f"teacher={teacher}"))
+    assert "the teacher's output is not finite before any training: mend its weights" in said
+    assert not small.lines(tmp_path / "run")
+
+
+def test_nothing_is_left_by_the_selector(
+    tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Random, "indices", lambda *_: torch.arange(0))
+    quickly = sets("scenario.teacher_epochs=1", "selector={name: random, fraction: 0.5}")
+    said = refused("run", "kd", "--out", str(tmp_path / "run"), *quickly)
+    assert "the selector left no sample in epoch 0: let it keep more" in said
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_all_weights_are_zero(
+    tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    def none(_self: Any, batch: Any, *_: Any) -> Any:
+        zero = torch.zeros(len(batch.index))
+        return {"labels": zero, "kd": zero} if named else zero
+
+    monkeypatch.setattr(Random, "weights", none)
+    quickly = sets("scenario.teacher_epochs=1", "selector={name: random, fraction: 1.0}")
+    said = refused("run", "kd", "--out", str(tmp_path / "run"), *quickly)
+    assert "the selector gives all samples of a batch the weight 0, at epoch 0, step 0: nothing" in said
+
+
+def test_weights_of_zero_for_one_objective_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def labels_alone(_self: Any, batch: Any, *_: Any) -> Any:
+        one = torch.ones(len(batch.index))
+        return {"labels": one, "kd": 0 * one}
+
+    monkeypatch.setattr(Random, "weights", labels_alone)
+    quickly = sets("scenario.teacher_epochs=1", "scenario.epochs=1", "selector={name: random, fraction: 1.0}")
+    assert call("run", "kd", "--out", str(tmp_path / "run"), *quickly) == 0
+
+
 # Data that are wrong
 
 
@@ -304,11 +415,7 @@ def test_nan_in_the_teachers_weights(recipe: str, place: Path, tmp_path: Path, r
     weights["blocks.2.mlp.fc2.bias"][3] = torch.nan
     save_file(weights, net / "model.safetensors")
     said = refused("run", recipe, "--out", str(tmp_path / "run"), *sets(f"teacher.backbone=local-dir:{net}"))
-    assert (
-        "task0/teacher, epoch 0, step 0: loss term 'labels' is nan; the teacher's output is not finite"
-        in said
-    )
-    assert "mend that sample or that network" in said
+    assert "the teacher's output is not finite before any training: mend its weights, or name" in said
 
 
 def test_damaged_weights(recipe: str, place: Path, tmp_path: Path, refused: Said) -> None:

@@ -20,10 +20,11 @@ from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
 from limbeck.engine.state import load_variable_state, module_hash
-from limbeck.errors import ConfigError, ShapeError
+from limbeck.errors import ConfigError, NonFiniteError, ShapeError
 from limbeck.nets.taps import core
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.fit_together import has_teacher, named
+from limbeck.scenarios.weighed import Weighed
 
 Window = tuple[int, int]
 
@@ -88,6 +89,10 @@ class Pair:
         self.student.eval()
         own = self.student(example, taps=self.needs.student, teacher=taught)
         self.classes = own.logits.shape[1]
+        if taught is not None and not torch.isfinite(taught.logits).all():
+            raise NonFiniteError(
+                "the teacher's output is not finite before any training: mend its weights, or name others"
+            )
         if taught is not None and self.needs.teacher_logits and taught.logits.shape[1] != self.classes:
             raise ShapeError(
                 f"the teacher has {taught.logits.shape[1]} classes and the student {self.classes}: "
@@ -156,7 +161,7 @@ class Pair:
             ask=ask,
             adapting=self.adapting if ask is not None else None,
             paths={name: objective.path for name, objective in self.objectives.items()},
-            selector=selection,
+            selector=None if selection is None else Weighed(selection),
             window=window,
             query=self.student.query if self.student.query_dim is not None else None,
             own_query=self.query_net is None,
