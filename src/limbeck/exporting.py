@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -104,8 +105,12 @@ def to_onnx(student: nn.Module, examples: Tensor, path: Path) -> Checked:
         made = Path(folder) / path.name
         _write(student, examples[:2], made)
         found = _check(student, examples, made, path)
-        write_atomically(path, lambda to: shutil.copyfile(made, to))
+        write_atomically(path, partial(_copy, made))
     return found
+
+
+def _copy(made: Path, to: Path) -> None:
+    shutil.copyfile(made, to)
 
 
 def _write(student: nn.Module, example: Tensor, to: Path) -> None:

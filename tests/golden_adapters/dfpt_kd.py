@@ -55,7 +55,9 @@ class Toy(nn.Module):
             *(nn.Sequential(nn.Conv2d(w.shape[1], w.shape[0], 1, bias=False), nn.ReLU()) for w in stages)
         )
         self.head = nn.Linear(head.shape[1], head.shape[0], bias=False)
-        self.load_state_dict({f"stages.{n}.0.weight": w for n, w in enumerate(stages)} | {"head.weight": head})
+        self.load_state_dict(
+            {f"stages.{n}.0.weight": w for n, w in enumerate(stages)} | {"head.weight": head}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.stages(x).mean((2, 3)))
