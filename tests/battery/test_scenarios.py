@@ -7,18 +7,18 @@ import functools
 import inspect
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tests.engine import small
+from tests.engine.killing import killed_and_resumed
 from torch import nn
 
 from limbeck import api, config, registry
-from limbeck.engine.run import Run
 from limbeck.errors import ConfigError
 from limbeck.metrics import cost
 
+COUNTS = ("epochs", "batch_size", "tasks", "generations")
 IMAGES = "{channels: 1, size: 8, mean: [0.5], std: [0.5]}"
 pytestmark = pytest.mark.parametrize("name", registry.names("scenarios"))
 
@@ -34,14 +34,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+LEARNT = "epochs: 1, batch_size: 32, optim: {lr: 0.01}"
+ALONE = "teacher={name: none}"
+SQUARED = "objective=[{name: probability_mse, target: labels}, {name: probability_mse}]"
+# What a scenario asks of the small recipe; without phases of its own a teacher comes trained.
+PLANS = {
+    "continual": (LEARNT, "scenario.tasks=2", "teacher.prompts.pool=2", "student.prompts.pool=2"),
+    "self_distillation": (LEARNT, ALONE, "student.prompts.pool=2", "student.kd_prompts=null"),
+    "kernel_self_distillation": ("generations: 9", ALONE, "student={name: kernel_ridge}", SQUARED),
+}
+OTHERS = (
+    LEARNT, f"teacher={{name: module, target: '{__name__}:trained', images: {IMAGES}}}",
+    "student.prompts.pool=2",
+)  # fmt: skip
+
+
 def recipe(place: Path, name: str, *sets: str) -> config.Recipe:
+    plan, *own = PLANS.get(name, OTHERS)
     caches = f"engine.cache_root={place / 'caches'}"
-    plan = f"scenario={{name: {name}, epochs: 1, batch_size: 32, optim: {{lr: 0.01}}}}"
-    if name == "continual":
-        own = ("scenario.tasks=2", "teacher.prompts.pool=2")
-    else:  # without phases of its own a teacher comes trained
-        own = (f"teacher={{name: module, target: '{__name__}:trained', images: {IMAGES}}}",)
-    return small.recipe(place, "student.prompts.pool=2", caches, plan, *own, *sets)
+    return small.recipe(place, caches, f"scenario={{name: {name}, {plan}}}", *own, *sets)
 
 
 def trained() -> nn.Module:
@@ -79,25 +90,8 @@ def test_the_kept_recipe_runs_it_again(place: Path, name: str) -> None:
 
 
 def test_killed_and_resumed(place: Path, name: str, tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
-    steps = 0
-    diagnoses = Run.diagnoses
-
-    def deadly(run: Run, at: Any) -> bool:
-        nonlocal steps
-        steps += 1
-        if steps == 8:
-            raise Killed
-        return diagnoses(run, at)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "diagnoses", deadly)
-        with pytest.raises(Killed):
-            api.run(recipe(place, name, "engine.checkpoint_seconds=0"), out=tmp_path / "run", quiet=True)
-    api.resume(tmp_path / "run", quiet=True)
-    small.assert_same(tmp_path / "run", finished(place, name))
+    asked = recipe(place, name, "engine.checkpoint_seconds=0")
+    small.assert_same(killed_and_resumed(asked, tmp_path / "run", at=8), finished(place, name))
 
 
 def test_the_student_comes_back(place: Path, name: str) -> None:
@@ -111,7 +105,7 @@ def test_the_student_comes_back(place: Path, name: str) -> None:
 
 def test_too_small_numbers_are_refused(name: str) -> None:
     cls = registry.get("scenarios", name)
-    counts = [f.name for f in dataclasses.fields(cls) if f.name in ("epochs", "batch_size", "tasks")]
+    counts = [f.name for f in dataclasses.fields(cls) if f.name in COUNTS]
     assert counts
     for field in counts:
         with pytest.raises(ConfigError, match=f"{field} is 0: allowed are values of at least 1"):

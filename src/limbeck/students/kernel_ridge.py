@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Net, Outputs, Spec, Student
 from limbeck.errors import ConfigError
@@ -54,12 +54,12 @@ class KernelMachine(Net):
     """f(x) = k(x, X) c.
 
     Attributes:
-        points: X [n, d] float64.
-        duals: c [n, C] float64.
+        points: X [n, d] float64; no gradient reaches it.
+        duals: c [n, C] float64; likewise.
     """
 
-    points: Tensor
-    duals: Tensor
+    points: nn.Parameter
+    duals: nn.Parameter
 
     def __init__(self, gamma: float, pixels: int, classes: int) -> None:
         super().__init__()
@@ -68,8 +68,8 @@ class KernelMachine(Net):
 
     def hold(self, points: Tensor, duals: Tensor) -> KernelMachine:
         """Take these points [n, d] and duals [n, C]."""
-        self.register_buffer("points", points.double())
-        self.register_buffer("duals", duals.double())
+        self.points = nn.Parameter(points.double(), requires_grad=False)
+        self.duals = nn.Parameter(duals.double(), requires_grad=False)
         return self
 
     def shares(self, images: Tensor) -> Tensor:
