@@ -1,10 +1,10 @@
 """Memory and time of relation losses taken in parts, against the same all at once.
 
-A call is a forward and a backward pass on features [N, 64] of both networks. The peak is the most that the call
-holds at a time, by torch's own count of what it allocates and frees. Value and gradient of both sides are
-compared. All at once, the angles of N samples are N³ numbers in each of several tensors, so that they are left
-out from 1024 samples on; in parts, the angles at the first ANCHORS of 4096 samples stand for the others, which
-each take as long and give their memory back.
+A call is a forward and a backward pass on features [N, 64] of both networks. The peak is the most that the
+call holds at a time, by torch's own count of what it allocates and frees. Value and gradient of both sides
+are compared. All at once, the angles of N samples are N³ numbers in each of several tensors, so that they are
+left out from 1024 samples on; in parts, the angles at the first ANCHORS of 4096 samples stand for the others,
+which each take as long and give their memory back.
 """
 
 from __future__ import annotations
