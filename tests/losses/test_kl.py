@@ -110,6 +110,15 @@ def test_mask_drops_and_weights_scale() -> None:
     assert kl_divergence(student, teacher, mask=torch.zeros(4, dtype=torch.bool)) == 0
 
 
+@given(seeds, temperatures)
+def test_the_mean_in_one_step_is_the_mean_of_the_items(seed: int, temperature: float) -> None:
+    student, teacher = logits(seed, 4, 3, 6).requires_grad_(), logits(seed + 1, 4, 3, 6)
+    short = kl_divergence(student, teacher, temperature)
+    plain = kl_divergence(student, teacher, temperature, mask=torch.ones(4, dtype=torch.bool))
+    torch.testing.assert_close(short, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(x, student)[0] for x in (short, plain)))
+
+
 def test_what_is_masked_out_may_be_broken() -> None:
     student, teacher = logits(0, 2, 6).requires_grad_(), logits(1, 2, 6)
     teacher[1] = torch.nan

@@ -40,6 +40,13 @@ def test_smoothing_has_its_minimum_at_a_finite_gap() -> None:
     assert cross_entropy(wider, torch.tensor([0]), smoothing=smoothing) > loss
 
 
+def test_smoothing_gives_the_true_class_its_share_of_the_even_part() -> None:
+    logits, labels = case(0)
+    target = 0.01 + 0.9 * F.one_hot(labels, 10).double()
+    expected = -(target * logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(cross_entropy(logits, labels, smoothing=0.1), expected)
+
+
 def test_tokens_count_one_by_one() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 5, generator=generator)
@@ -47,6 +54,15 @@ def test_tokens_count_one_by_one() -> None:
     mask = torch.tensor([[True, False, True], [False, True, True]])
     expected = F.cross_entropy(logits[mask], labels[mask])
     torch.testing.assert_close(cross_entropy(logits, labels, mask=mask), expected)
+
+
+@given(seeds, st.sampled_from([0.0, 0.1]))
+def test_the_mean_in_one_step_is_the_mean_of_the_items(seed: int, smoothing: float) -> None:
+    logits, labels = case(seed)
+    short = cross_entropy(logits, labels, smoothing=smoothing)
+    plain = cross_entropy(logits, labels, smoothing=smoothing, mask=torch.ones(6, dtype=torch.bool))
+    torch.testing.assert_close(short, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (short, plain)))
 
 
 @given(seeds)

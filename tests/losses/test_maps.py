@@ -17,6 +17,7 @@ from limbeck.losses import (
     neuron_selectivity,
     variational_information,
 )
+from limbeck.losses.attention import MeanSquare
 
 Loss = Callable[..., Tensor]
 on_maps = pytest.mark.parametrize("loss", [attention_transfer, neuron_selectivity], ids=lambda f: f.__name__)
@@ -89,6 +90,13 @@ def test_the_teacher_gets_no_gradient_and_its_nan_is_seen(loss: Loss) -> None:
     loss(student, teacher).backward()
     assert teacher.grad is None
     assert loss(student, teacher.detach().clone().fill_(torch.nan)).isnan()
+
+
+def test_squares_are_averaged_with_the_gradient_of_the_plain_way() -> None:
+    x = draw(0, 2, 3, 4, 4).requires_grad_()
+    assert torch.autograd.gradcheck(MeanSquare.apply, x)
+    assert torch.autograd.gradgradcheck(MeanSquare.apply, x)
+    torch.testing.assert_close(MeanSquare.apply(x), x.abs().pow(2.0).mean(1))
 
 
 def test_attention_has_length_one_and_is_where_the_activity_is() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,7 +25,24 @@ def attention(features: Tensor, power: float = 2.0) -> Tensor:
 
     Source: Zagoruyko and Komodakis, ICLR 2017 (arXiv 1612.03928), section 3.1.
     """
-    return F.normalize(full_precision(features).abs().pow(power).mean(1).flatten(1), dim=1)
+    x = full_precision(features)
+    mean: Tensor = MeanSquare.apply(x) if power == 2 else x.abs().pow(power).mean(1)  # type: ignore[no-untyped-call]
+    return F.normalize(mean.flatten(1), dim=1)
+
+
+class MeanSquare(torch.autograd.Function):
+    """The mean over channels of the squares of [B, C, H, W], whose gradient is one product: 2 x / C."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().mean(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        product: Tensor = x * (grad * (2 / x.shape[1])).unsqueeze(1)
+        return product
 
 
 def attention_transfer(

@@ -31,7 +31,7 @@ def likelihoods(embedding: Tensor, memory: Tensor, chosen: Tensor, temperature: 
     if _all_rows(embedding, memory, chosen):
         scores = product(embedding, memory.detach().clone().mT).gather(1, chosen)
     else:
-        scores = product(memory.detach()[chosen], embedding.unsqueeze(2)).squeeze(2)
+        scores = product(F.embedding(chosen, memory.detach()), embedding.unsqueeze(2)).squeeze(2)
     return (scores / temperature).exp()
 
 

@@ -34,6 +34,8 @@ def cross_entropy(
     Source: label smoothing: Szegedy et al., CVPR 2016 (arXiv 1512.00567), section 7.
     """
     classes_second = full_precision(logits).movedim(-1, 1) if logits.ndim > 2 else full_precision(logits)
+    if mask is None and weights is None and reduction == "mean":  # the same in one step
+        return F.cross_entropy(classes_second, labels, label_smoothing=smoothing)
     items = F.cross_entropy(classes_second, labels, reduction="none", label_smoothing=smoothing)
     return reduce(items, mask=mask, weights=weights, reduction=reduction)
 
