@@ -165,6 +165,10 @@ COST = (
 )
 
 
+OF_PATHS = (ACCURACY, AGREEMENT, KL, NLL, ECE)
+"""What is said of each path of a teacher that has several."""
+
+
 def forgetting(definition: str, meaning: str = "") -> Figure:
     """Forgetting by one of the field's definitions, in points of accuracy."""
     return Figure(
@@ -187,6 +191,21 @@ def figures_of(result: Mapping[str, Any]) -> tuple[Figure, ...]:
     alike = (AGREEMENT, KL, RANKS, CKA)
     known = (ACCURACY, AVERAGE, INCREMENTAL, JUST_LEARNED, *lost, *alike, ECE, NLL, BRIER, SQUARED, *COST)
     return tuple(figure for figure in known if figure.of(result) is not None)
+
+
+def paths_of(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A teacher's main answer and its other paths, as text: how right each is, and how near to the student.
+
+    Empty where the teacher has no other path.
+    """
+    others = result.get("paths") or {}
+    if not others:
+        return []
+    main = {**(result.get("teacher") or {}), **(result.get("fidelity") or {})}
+    return [
+        {"path": name} | {f.label: f.text(found.get(f.path.rpartition(".")[2])) for f in OF_PATHS}
+        for name, found in {"main": main, **others}.items()
+    ]
 
 
 def headline_of(result: Mapping[str, Any]) -> Figure:

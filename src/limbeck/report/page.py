@@ -54,7 +54,7 @@ def page(run: Run) -> str:
         levels=range(LEVELS + 1),
         subtitle=_subtitle(run),
         tiles=_tiles(result),
-        protocol=figures.protocol_lines(result.get("protocol") or {}),
+        protocol=_protocol(result),
         definitions=lookup(result, "protocol.forgetting_definitions") or DEFINITIONS,
         matrices=_matrices(run),
         over_tasks=_over_tasks(run),
@@ -62,6 +62,8 @@ def page(run: Run) -> str:
         confusions=_confusions(result),
         reliability=_reliability(result),
         calibration=_versus(result, CALIBRATION),
+        paths=figures.paths_of(result),
+        selection=_selection(result),
         curves=curves,
         shares=share_charts(run),
         warnings=[str(e["text"]) for e in run.of("warning")] + gaps,
@@ -103,11 +105,20 @@ def _subtitle(run: Run) -> list[str]:
     return facts
 
 
+def _protocol(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The protocol, and the licence of the data, as pairs."""
+    lines = figures.protocol_lines(result.get("protocol") or {})
+    licence = result.get("data_licence")
+    return [*lines, ("licence of the data", str(licence))] if licence else lines
+
+
 def _tiles(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The headline figures, each with its interval, its meaning and the teacher's value."""
     tiles = []
     for figure in figures.figures_of(result):
-        if figure.path.startswith("cost.") or figure in (figures.NLL, figures.BRIER):
+        if figure.path.startswith("cost."):
+            continue
+        if figure in (figures.NLL, figures.BRIER) and lookup(result, "student.accuracy_matrix"):
             continue
         other = figures.of_teacher(figure).of(result)
         tiles.append(
@@ -242,6 +253,16 @@ def _reliability(result: Mapping[str, Any]) -> list[charts.Chart]:
         table = [(b["confidence"], b["accuracy"], b["count"]) for b in bins]
         drawn.append(charts.reliability_chart(f"Reliability of the {who}", table, who))
     return [chart for chart in drawn if chart is not None]
+
+
+def _selection(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a selector found out, as pairs; of a long list how long it is."""
+    found = result.get("selection") or {}
+    short = {
+        name: f"{len(value)} values" if isinstance(value, list) and len(value) > figures.LONGEST else value
+        for name, value in found.items()
+    }
+    return figures.protocol_lines(short)
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ PANELS = (
     figures.JUST_LEARNED,
     figures.forgetting("cdl"),
     figures.AGREEMENT,
+    figures.NLL,
 )
 MOST_PANELS = 3
 BLUE, GREY = "#0b69b7", "#5a6170"
@@ -61,7 +62,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
 
 
 def _panel(axis: Axes, comparison: Comparison, figure: Figure) -> None:
-    unit = {"%": ", %", "points": ", points"}.get(figure.unit, "")
+    unit = {"%": ", %", "points": ", points", "nats": ", nats"}.get(figure.unit, "")
     better = {"higher": "more is better", "lower": "less is better"}.get(figure.better, "")
     axis.set_title(f"{figure.label}{unit}", fontsize=10, loc="left")
     axis.set_xlabel(better, fontsize=9, color=GREY)

@@ -25,6 +25,9 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     cost = [figure for figure in found if figure.path.startswith("cost.")]
     task = [figure for figure in found if figure not in cost]
     blocks: list[RenderableType] = [_title(result), Text(), _figures(result, task)]
+    paths = figures.paths_of(result)
+    if paths:
+        blocks += [Text(), Text("the teacher's paths", style="bold"), _paths(paths)]
     if cost:
         blocks += [Text(), _figures(result, cost)]
     protocol = figures.protocol_lines(result.get("protocol") or {})
@@ -73,6 +76,15 @@ def _figures(result: Mapping[str, Any], rows: Sequence[Figure]) -> Table:
             cells.append(f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else "")
         cells.append("" if other is None else figure.text(other))
         table.add_row(*cells[: len(table.columns)], style="bold" if figure is rows[0] else None)
+    return table
+
+
+def _paths(paths: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in paths[0]:
+        table.add_column("" if name == "path" else name, justify="left" if name == "path" else "right")
+    for row in paths:
+        table.add_row(*row.values())
     return table
 
 
