@@ -33,6 +33,7 @@ ON_STREAMS = """
 A is the accuracy averaged over all tasks after the last one, J the same right after each task was learnt,
 F (cdl) = J - A.
 """
+FINE = ("nll", "ece", "brier", "kl", "rank_correlation", "cka")  # figures of another scale than percent
 Seen = Mapping[str, Any]
 
 
@@ -89,20 +90,21 @@ def _own(seen: Seen) -> Seen:
 def _spread(figure: Mapping[str, Any] | None, path: str) -> str:
     if figure is None:
         return "-"
-    places = 3 if path in ("student.nll", "student.ece") else 1
+    places = 3 if path.rpartition(".")[2] in FINE else 1
     return f"{figure['mean']:.{places}f} ± {figure['sd']:.{places}f}"
 
 
-def _interval(figure: Mapping[str, Any] | None) -> str:
+def _interval(figure: Mapping[str, Any] | None, path: str = "") -> str:
     if figure is None:
         return "-"
     low, high = figure["interval"]
-    places = 1 if max(abs(low), abs(high)) >= 1 else 3
+    places = 3 if path.rpartition(".")[2] in FINE else 1
     return f"{figure['mean']:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})"
 
 
 def _predictions(seen: Mapping[str, Any]) -> list[str]:
     return [
-        f"| {seen['recipe']} | {each['claim']} | {each['seen']} | {_interval(each['difference'])} |"
+        f"| {seen['recipe']} | {each['claim']} | {each['seen']} | "
+        f"{_interval(each['difference'], each['claim'].split()[0])} |"
         for each in seen["predicted"]
     ]
