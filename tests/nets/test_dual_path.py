@@ -265,7 +265,7 @@ def test_kaiming_start() -> None:
     torch.manual_seed(0)
     block = StagePrompt(PromptBlock(256, 1, 1, (3,)), 256, None)
     block.start("random")
-    conv = block.prompt[1].conv.weight  # type: ignore[union-attr]
+    conv = block.prompt[2].conv.weight  # type: ignore[union-attr]
     assert float(conv.std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
     assert not block.fuse.conv.bias.any()  # type: ignore[union-attr]
 

@@ -193,7 +193,9 @@ def test_every_sample_to_learn_from_has_a_weight_without_a_graph() -> None:
     assert (selection.weight[course.index] > 0).all()
     assert (selection.weight[course.held_out] == 0).all()
     wanted, _ = influence_of(
-        lambda p, b: losses.cross_entropy(curvature.call(course.student, p, b).logits, b.labels, reduction="none"),
+        lambda p, b: losses.cross_entropy(
+            curvature.call(course.student, p, b).logits, b.labels, reduction="none"
+        ),
         curvature.parameters_of(course.student), [course.batch(course.index)],
         [course.batch(course.held_out)],
     )  # fmt: skip

@@ -10,11 +10,12 @@ import torch
 from tests.battery.networks import IMAGES, SPEC, batch, seeded
 
 from limbeck import api, config
-from limbeck.contracts import Net
+from limbeck.contracts import Net, Outputs
 from limbeck.engine.capture import outputs_of, rows_of
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.metrics import cost
 from limbeck.nets.backbones import InputSpec
+from limbeck.scenarios.pair import Pair
 from limbeck.students.mlp import MLPStudent
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.trained import Trained
@@ -87,6 +88,15 @@ def test_members_that_do_not_go_together_are_refused() -> None:
     other = Trained(network=MLPStudent(images=InputSpec(channels=3, size=8, mean=(0.5,) * 3, std=(0.5,) * 3)))
     with pytest.raises(ConfigError, match="take members for one kind of image"):
         Ensemble(members=(member(), other)).input_spec()
+
+
+def test_in_a_stream_the_members_answer_in_its_order_too() -> None:
+    pair = object.__new__(Pair)
+    pair.order = torch.tensor([2, 0, 1])
+    logits = torch.arange(6.0).reshape(2, 3)
+    found = pair._in_order(Outputs(logits, paths={"0": Outputs(logits + 6)}))
+    assert torch.equal(found.logits, logits[:, [2, 0, 1]])
+    assert torch.equal(found.along("0").logits, logits[:, [2, 0, 1]] + 6)
 
 
 def test_a_run_measures_the_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
