@@ -46,6 +46,11 @@ def held(place: Path) -> tournament.Arena:
     return compete(place)
 
 
+def folder(place: Path, method: str, seed: int) -> Path:
+    (found,) = (place / "runs" / "kd-cnn-tiny").glob(f"{method}-????????-s{seed}")
+    return found
+
+
 def finished_at(place: Path) -> list[int]:
     return [path.stat().st_mtime_ns for path in sorted((place / "runs").rglob("result.json"))]
 
@@ -58,9 +63,8 @@ def test_the_ranking_is_that_of_the_runs(held: tournament.Arena, place: Path) ->
     assert means == sorted(means, reverse=True)
     row = next(row for row in data["ranking"] if row["method"] == "sp")
     for seed in (0, 1):
-        runs = place / "runs" / "kd-cnn-tiny"
         own, base = (
-            json.loads((runs / f"{m}-s{seed}" / "result.json").read_text())["student"]["accuracy"]
+            json.loads((folder(place, m, seed) / "result.json").read_text())["student"]["accuracy"]
             for m in ("sp", "kd")
         )
         assert row["figures"]["student.accuracy"]["values"][str(seed)] == own
@@ -78,7 +82,7 @@ def test_what_does_not_fit_is_left_out_with_the_reason(held: tournament.Arena) -
 
 def test_finished_runs_are_kept_and_cut_off_ones_resumed(held: tournament.Arena, place: Path) -> None:
     before = finished_at(place)
-    cut = place / "runs" / "kd-cnn-tiny" / "dkd-s1"
+    cut = folder(place, "dkd", 1)
     (cut / "result.json").unlink()
     again = compete(place, jobs=2)
     assert again.data["ranking"][0]["figures"] == held.data["ranking"][0]["figures"]
@@ -138,6 +142,14 @@ def test_what_cannot_be_held_is_refused(
         cli.main(["arena", *arguments])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_changed_settings_go_into_other_folders() -> None:
+    base, other = config.load("kd"), config.load("kd", ["scenario.optim.lr=0.01"])
+    kd, ce = entrants.entrants(["kd"], base)
+    marks = {tournament._settings(one, recipe) for one in (kd, ce) for recipe in (base, other)}
+    assert len(marks) == 4
+    assert tournament._settings(kd, base) in marks
 
 
 # Who takes part

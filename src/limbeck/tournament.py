@@ -109,7 +109,7 @@ def arena(
     fit, left_out, steps = dry_runs(entrants(methods, recipe), recipe)
     name = f"{recipe.name}-{label}" if label else recipe.name
     work = [
-        (one.recipe(recipe, seed), Path(runs) / name / f"{one.name}-s{seed}")
+        (one.recipe(recipe, seed), Path(runs) / name / f"{one.name}-{_settings(one, recipe)}-s{seed}")
         for one in fit
         for seed in range(seeds)
     ]
@@ -138,6 +138,11 @@ def _checked(recipe: Recipe, seeds: int, jobs: int) -> Recipe:
     if not has_teacher(recipe):
         raise ConfigError(f"recipe {recipe.name} has no teacher: name a recipe that has one, such as kd-cnn")
     return recipe
+
+
+def _settings(one: Entrant, base: Recipe) -> str:
+    """A mark of all that the method's runs ask for: changed settings go into other folders."""
+    return config.fingerprint(one.recipe(base, base.seed))[:8]
 
 
 # Dry runs

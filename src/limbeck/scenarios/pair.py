@@ -89,7 +89,8 @@ class Pair:
         self.student.eval()
         own = self.student(example, taps=self.needs.student, teacher=taught)
         self.classes = own.logits.shape[1]
-        if taught is not None and not torch.isfinite(taught.logits).all():
+        sound = taught is None or torch.isfinite(taught.logits).all() or torch.isnan(example.inputs).any()
+        if not sound:
             raise NonFiniteError(
                 "the teacher's output is not finite before any training: mend its weights, or name others"
             )
