@@ -23,7 +23,7 @@ from limbeck import config
 from limbeck.contracts import Batch, Progress, Spec
 from limbeck.engine.fit import Turn
 from limbeck.engine.run import Run
-from limbeck.nets.dual_path import inner
+from limbeck.nets.dual_path import network_in
 from limbeck.scenarios.pair import Pair
 
 REQUIRED = 1.08
@@ -69,8 +69,8 @@ class ByHand:
         self.student.train()
         self.path.train()
         own = self.path.copy
-        self.original = inner(self.teacher.teacher)
-        self.stem, self.stages, self.pool = pieces(self.original if own is None else inner(own))
+        self.original = network_in(self.teacher.inner)
+        self.stem, self.stages, self.pool = pieces(self.original if own is None else network_in(own))
         scale = [{"params": list(self.student.parameters()), "lr": optim.lr}]
         scale += [{**g, "lr": optim.lr * g["lr_scale"]} for g in self.path.parameter_groups() if g["params"]]
         self.optimizer = torch.optim.Adam(scale)
@@ -88,7 +88,7 @@ class ByHand:
         """L_P + L_S, all weights 1."""
         with torch.no_grad():
             told = self.original(batch.inputs)
-        path, own = self.prompted(batch.inputs), inner(self.student)(batch.inputs)
+        path, own = self.prompted(batch.inputs), network_in(self.student)(batch.inputs)
         t, p, s = (F.log_softmax(z / TAU, dim=1) for z in (told, path, own))
 
         def kd(goal: Tensor, said: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def measure(run: Run, setting: Setting, repeats: int) -> dict[str, Any]:
         warmup=5,
     )
     return {
-        "recipe": setting.recipe, "student": type(inner(pair.student)).__name__, "image": setting.size,
+        "recipe": setting.recipe, "student": type(network_in(pair.student)).__name__, "image": setting.size,
         "batch": setting.batch, "ratio": ratio(times, "engine", "bound"), "required": REQUIRED,
         "ms": medians(times), "trainable": pair.trainable(), "difference": seen,
     }  # fmt: skip

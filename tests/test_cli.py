@@ -90,12 +90,12 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_show_a_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    (entry,) = said_json(capsys, "show", "dkd")
+    (entry,) = said_json(capsys, "show", "labels")
     assert entry["kind"] == "objectives"
-    assert {"name": "temperature", "type": "float", "default": "4.0"} in entry["fields"]
+    assert {"name": "smoothing", "type": "float", "default": "0.0"} in entry["fields"]
     assert "Source:" in entry["doc"]
-    assert call("show", "dkd") == 0
-    assert "temperature" in capsys.readouterr().out
+    assert call("show", "labels") == 0
+    assert "smoothing" in capsys.readouterr().out
 
 
 def test_show_what_two_kinds_share(capsys: pytest.CaptureFixture[str]) -> None:

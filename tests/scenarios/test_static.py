@@ -115,7 +115,7 @@ def test_held_out_samples_are_never_learnt_from(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Watching, "held", held, raising=False)
     asked = recipe("scenario.validation=0.2")
     object.__setattr__(asked, "selector", Watching())
-    monkeypatch.setattr(config, "dump", lambda _: "")
+    monkeypatch.setattr(config, "dump", lambda _: json.dumps({"name": "x"}))
     found = run(asked, tmp_path / "run")
     assert found["protocol"]["validation_samples"] == 20
     assert len(held) == 20

@@ -161,7 +161,7 @@ def test_without_both_paths_the_student_learns_by_labels_alone() -> None:
 def test_when_all_three_agree_the_distillation_terms_and_gradients_are_0() -> None:
     """A student that is the teacher, and the identity start."""
     net = teacher(init="identity")
-    twin = copy.deepcopy(net.teacher).requires_grad_(True)
+    twin = copy.deepcopy(net.inner).requires_grad_(True)
     module = step(net, FROM_TEACHER, FROM_PATH, student=twin).eval()
     terms = module(batches(1)[0], Progress())
     assert terms.pop("teacher.labels").detach() > 0
@@ -223,7 +223,7 @@ def test_nan_from_the_teacher_stops_before_any_step(tmp_path: Path) -> None:
     net = teacher()
     module = step(net, CE, FROM_TEACHER, FROM_PATH)
     with torch.no_grad():
-        net.teacher.get_submodule("network.head").bias[3] = torch.nan  # type: ignore[index,operator]
+        net.inner.get_submodule("network.head").bias[3] = torch.nan  # type: ignore[index,operator]
     before = state(module)
 
     class Fixed:
@@ -257,7 +257,7 @@ def test_the_teacher_inside_is_built_as_it_would_be_alone() -> None:
     inside = Trained(network=CNNStudent())
     alone = inside.build(SPEC, seed(3))
     net = DFPT(teacher=inside).build(SPEC, seed(3))
-    assert same(state(net.get_submodule("teacher")), state(alone))
+    assert same(state(net.get_submodule("inner")), state(alone))
     choice = DFPT(teacher=Trained(network=CNNStudent(), data=config.load("kd").data))
     assert choice.learns and choice.lessons() == config.load("kd").data
     assert choice.input_spec() == CNNStudent().images
@@ -346,7 +346,7 @@ def test_images_are_as_the_teacher_knows_them_on_both_paths(tmp_path: Path) -> N
         pair.teacher.finish_task()
         said = pair.ask_live(images)
         assert torch.equal(pair.adapting.eval()(images, said).along("prompt").logits, said.logits)
-        assert not torch.allclose(said.logits, pair.teacher.get_submodule("teacher")(images).logits)
+        assert not torch.allclose(said.logits, pair.teacher.get_submodule("inner")(images).logits)
 
 
 def stream(folder: Path, *sets: str) -> Recipe:
@@ -411,9 +411,9 @@ def test_the_path_from_task_to_task(place: Path, per_task: Any, plus: bool) -> N
     moving = {name for name, p in path.named_parameters() if p.requires_grad}
     assert (moving <= kept) == (per_task == "continue")
     if plus:  # what is no stage is the teacher's own of now
-        assert same(path.copy.prompts.state_dict(), net.teacher.prompts.state_dict())
+        assert same(path.copy.prompts.state_dict(), net.inner.prompts.state_dict())
         trained = path.copy.backbone.state_dict()
-        assert same(trained, net.teacher.backbone.state_dict()) == (per_task == "restart")
+        assert same(trained, net.inner.backbone.state_dict()) == (per_task == "restart")
 
 
 def test_another_class_order(place: Path) -> None:

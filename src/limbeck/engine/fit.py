@@ -134,11 +134,12 @@ def fit(
                 for turn in turns:
                     terms[turn.name] = turn.step(batch.to(run.device), at, run)
             except NonFiniteError as error:
+                why = blame(turns, batch, run)
                 if not terms:  # else an earlier turn has already stepped: its last checkpoint stands
                     before.restore()
                     run.save(stage, turns, epoch, place, step)
                 where = f"{stage}, epoch {epoch}, step {step}"
-                raise NonFiniteError(f"{where}: {error}{blame(turns, batch, run)}") from None
+                raise NonFiniteError(f"{where}: {error}{why}") from None
             step += 1
             run.after_step(stage, turns, at, terms, place + 1, time.perf_counter() - began)
     for turn in turns:

@@ -23,6 +23,7 @@ from limbeck.nets.backbones import seeded
 from limbeck.nets.edited import Edit, edited
 from limbeck.nets.prompted_vit import PromptedViT
 from limbeck.nets.taps import Frozen, capture, resolve
+from limbeck.nets.wrapped import Wrapped
 
 PATH = "prompt"
 """The name of the second path among ``Outputs.paths``."""
@@ -226,7 +227,7 @@ class SecondPath(Adapting):
         super().__init__()
         self.config, self.task = config, 0
         self._net = (net.network if isinstance(net, Frozen) else net,)
-        network = inner(self.net)
+        network = network_in(self.net)
         stages = tuple(resolve(network, path) for path in config.stages or stages_of(network))
         self.edited = stages if config.after_last else stages[:-1]
         self.head_path = classifier_of(network, config.head, spec.classes)
@@ -247,14 +248,14 @@ class SecondPath(Adapting):
     @property
     def classifier(self) -> nn.Linear:
         """The teacher's own head."""
-        found = inner(self.net).get_submodule(self.head_path)
+        found = network_in(self.net).get_submodule(self.head_path)
         assert isinstance(found, nn.Linear)
         return found
 
     def _grid(self, path: str, shape: torch.Size) -> Grid | None:
         if len(shape) in (2, 4):
             return None
-        grid = self.config.grid or grid_of(inner(self.net))
+        grid = self.config.grid or grid_of(network_in(self.net))
         if len(shape) != 3 or grid is None or grid[0] * grid[1] > shape[1]:
             raise ShapeError(
                 f"stage {path!r} gives {list(shape)}, with patches {grid}: prompt blocks need maps "
@@ -325,9 +326,9 @@ class SecondPath(Adapting):
                 "a second path needs a teacher that stands still: use schedule teacher_then_student"
             )
         edits: dict[str, Edit] = dict(zip(self.edited, self.blocks, strict=True))
-        prefix = f"network.{self.head_path}" if inner(net) is not net else self.head_path
+        prefix = f"network.{self.head_path}" if network_in(net) is not net else self.head_path
         weights: dict[str, Tensor] = {f"{prefix}.{name}": p for name, p in self.head.named_parameters()}
-        with edited(inner(net), edits):
+        with edited(network_in(net), edits):
             own: Outputs = functional_call(net, weights, (batch, taps), tie_weights=False)
         logits = own.logits if self.order is None else own.logits[:, self.order]
         return replace(said, paths={**said.paths, PATH: replace(own, logits=logits, losses={})})
@@ -356,7 +357,7 @@ class SecondPath(Adapting):
         ]
 
 
-class DualPath(Net):
+class DualPath(Wrapped):
     """A teacher with a second path: every question goes to the teacher, ``adapting`` gives the path.
 
     Args:
@@ -365,48 +366,38 @@ class DualPath(Net):
     """
 
     def __init__(self, teacher: Net, path: SecondPath) -> None:
-        super().__init__()
-        self.teacher = teacher
+        super().__init__(teacher)
         self._path = (path,)
-        self.query_dim, self.reads_prompts = teacher.query_dim, teacher.reads_prompts
 
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
         """The teacher's outputs."""
-        outputs: Outputs = self.teacher(batch, taps, teacher)
+        outputs: Outputs = self.inner(batch, taps, teacher)
         return outputs
-
-    def query(self, images: Tensor) -> Tensor:
-        """See ``Net.query``."""
-        return self.teacher.query(images)
 
     def predict(self, outputs: Outputs) -> Tensor:
         """See ``Net.predict``."""
-        return self.teacher.predict(outputs)
+        return self.inner.predict(outputs)
+
+    def observe(self, batches: Iterable[Batch]) -> None:
+        """See ``Net.observe``."""
+        self.inner.observe(batches)
 
     def start_task(self, task: int, generator: torch.Generator) -> None:
         """Both get ready; the teacher draws first, as it would alone."""
-        self.teacher.start_task(task, generator)
+        super().start_task(task, generator)
         self._path[0].start_task(task, generator)
 
     def finish_task(self) -> None:
         """The teacher settles what it learnt, and the path follows."""
-        self.teacher.finish_task()
+        super().finish_task()
         self._path[0].finish_lesson()
-
-    def key_accuracy(self, query: Tensor, task: int) -> Tensor | None:
-        """See ``Net.key_accuracy``."""
-        return self.teacher.key_accuracy(query, task)
-
-    def observe(self, batches: Iterable[Batch]) -> None:
-        """See ``Net.observe``."""
-        self.teacher.observe(batches)
 
     def adapting(self) -> SecondPath:
         """The second path."""
         return self._path[0]
 
 
-def inner(net: Net) -> nn.Module:
+def network_in(net: Net) -> nn.Module:
     """The network that paths are read in: as for taps."""
     network = getattr(net, "network", net)
     assert isinstance(network, nn.Module)
@@ -467,7 +458,7 @@ def shapes_of(net: Net, paths: Sequence[str], spec: Spec) -> list[torch.Size]:
     image = torch.zeros(1, spec.channels, spec.size, spec.size, device=like.device, dtype=like.dtype)
     query = None if net.query_dim is None else image.new_zeros(1, net.query_dim)
     try:
-        with capture(inner(net), paths) as features:
+        with capture(network_in(net), paths) as features:
             net.eval()(Batch(inputs=image, labels=zero, index=zero, view=zero, query=query))
     finally:
         for part, mode in modes.items():
@@ -477,7 +468,7 @@ def shapes_of(net: Net, paths: Sequence[str], spec: Spec) -> list[torch.Size]:
 
 def stages_in(net: Net) -> nn.Module:
     """What of a network counts as its stages: of a prompted transformer the backbone, else all."""
-    return net.backbone if isinstance(net, PromptedViT) else inner(net)
+    return net.backbone if isinstance(net, PromptedViT) else network_in(net)
 
 
 def own_copy(net: Net, head: str) -> Net:
@@ -490,5 +481,5 @@ def own_copy(net: Net, head: str) -> Net:
         if getattr(part, "constant", False):
             part.constant = False  # type: ignore[assignment]
     stages_in(own).requires_grad_(True)
-    inner(own).get_submodule(head).requires_grad_(False)
+    network_in(own).get_submodule(head).requires_grad_(False)
     return own
