@@ -33,7 +33,8 @@ ON_STREAMS = """
 A is the accuracy averaged over all tasks after the last one, J the same right after each task was learnt,
 F (cdl) = J - A.
 """
-FINE = ("nll", "ece", "brier", "kl", "rank_correlation", "cka")  # figures of another scale than percent
+FINE = ("nll", "ece", "brier", "kl", "rank_correlation", "cka", "squared_error")
+"""Figures of another scale than percent."""
 Seen = Mapping[str, Any]
 
 
