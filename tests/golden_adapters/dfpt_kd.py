@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Outputs, Progress, Spec
-from limbeck.nets.dual_path import FusionBlock, PartialConv, PromptBlock, PromptPath, SecondPath
+from limbeck.nets.dual_path import PromptPath, SecondPath
+from limbeck.nets.prompt_blocks import FusionBlock, PartialConv, PromptBlock
 from limbeck.nets.taps import Tapped
 from limbeck.objectives.kd import KD
 from limbeck.objectives.labels import Labels

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Net, Outputs, Progress, Spec
 from limbeck.errors import ConfigError, ShapeError
-from limbeck.nets.dual_path import PartialConv, PromptBlock, PromptPath, SecondPath, StagePrompt, stages_of
+from limbeck.nets.dual_path import PromptPath, SecondPath, stages_of
+from limbeck.nets.prompt_blocks import PartialConv, PromptBlock, StagePrompt
 from limbeck.nets.prompts.coda import CODA
 from limbeck.nets.small import MLP, CifarResNet, ConvNet
 from limbeck.nets.taps import Frozen, Tapped
