@@ -117,7 +117,6 @@ def unread(choice: Any) -> Any:
     return dataclasses.replace(choice, teacher=unread(choice.teacher))
 
 
-
 @pytest.mark.parametrize("name", [n for n in NAMES if load(n).data.__class__.__name__ == "Digits"])
 def test_small_recipes_fit_their_networks(name: str) -> None:
     """Blocks, pools and widths agree with the shipped networks, without their weights."""
