@@ -157,6 +157,31 @@ def test_other_sizes_and_widths_go_through_the_projector(widths: tuple[int, ...]
     assert all(torch.isfinite(term) for term in terms.values())
 
 
+def test_the_taps_of_the_cifar_recipe_fit_their_networks() -> None:
+    recipe = config.load("kd3-cifar10")
+    spec = Spec(classes=10, channels=3, size=32)
+    student = recipe.student.build(spec, seeded(1))
+    student.attach_teacher(recipe.teacher.build(spec, seeded(2)))
+    index = torch.arange(2)
+    said = student.eval()(Batch(torch.randn(2, 3, 32, 32), index, index, index), ("projected",))
+    assert said.logits.shape == (2, 10)
+    assert said.features["projected"].shape == (2, 64, 8, 8)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_schedule_by_epochs_takes_as_many_steps_as_are_selected(tmp_path: Path) -> None:
+    sets = ("scenario.equal_steps=false", "scenario.optim.schedule=multistep", "scenario.optim.lr=0.001")
+    found = api.run(
+        "kd3", [*SMALL, *sets, f"engine.cache_root={tmp_path / 'caches'}"], out=tmp_path / "run", quiet=True
+    )
+    kept = found.data["selection"]["kept"]
+    last = [
+        line for line in small.lines(tmp_path / "run") if line["event"] == "step" and line["stage"] == "train"
+    ][-1]
+    assert last["step"] < sum(-(-count // 50) for count in kept)
+    assert last["epoch"] == 1
+
+
 def test_perceptrons_count_as_maps_of_one_pixel() -> None:
     taps = {"tap": "hidden.-1", "teacher_tap": "hidden.-1"}
     student, _ = pair(KD3Student(network=MLPStudent(hidden=(7,)), **taps), MLPStudent(hidden=(9, 5)))
