@@ -30,7 +30,7 @@ def similarities(features: Tensor, rows: slice = ALL) -> Tensor:
     Source: Tung and Mori, ICCV 2019 (arXiv 1907.09682), eq. 2 and 3.
     """
     x = full_precision(features).flatten(1)
-    return F.normalize(product(x[rows], x.mT), dim=1)
+    return F.normalize(product(_some(x, rows), x.mT), dim=1)
 
 
 def distances(features: Tensor, rows: slice = ALL) -> Tensor:
@@ -125,11 +125,16 @@ def distance_relations(
     count = _same_samples(student, teacher, vectors=True)
     other, rows = teacher.detach(), rows or ENTRIES // max(count, 1)
 
-    def mean(x: Tensor) -> Tensor:
-        total = _in_parts(lambda part: distances(x, part).sum(1), count, rows).sum()
+    def mean(total: Tensor) -> Tensor:
         return (total / max(count * (count - 1), 1)).clamp(min=CLOSEST)
 
-    scale, scale_t = mean(student), mean(other)
+    if rows >= count and weights is None and reduction == "mean":  # the same with each distance taken once
+        own, wanted = distances(student), distances(other)
+        return F.smooth_l1_loss(own / mean(own.sum()), wanted / mean(wanted.sum()))
+    scale, scale_t = (
+        mean(_in_parts(lambda part, x=x: distances(x, part).sum(1), count, rows).sum())  # type: ignore[misc]
+        for x in (student, other)
+    )
 
     def items(part: slice) -> Tensor:
         own, wanted = distances(student, part) / scale, distances(other, part) / scale_t
@@ -172,9 +177,10 @@ def angle_relations(
         return F.smooth_l1_loss(own, wanted, reduction="none").mean((1, 2))
 
     entries = count * max(count, student.shape[1], teacher.shape[1], 1)
-    return reduce(
-        _in_parts(items, count, rows or ENTRIES // max(entries, 1)), weights=weights, reduction=reduction
-    )
+    rows = rows or ENTRIES // max(entries, 1)
+    if rows >= count and weights is None and reduction == "mean":  # the same in one step
+        return F.smooth_l1_loss(angles(student), angles(other))
+    return reduce(_in_parts(items, count, rows), weights=weights, reduction=reduction)
 
 
 def _in_parts(items: Callable[[slice], Tensor], count: int, rows: int) -> Tensor:
@@ -184,6 +190,11 @@ def _in_parts(items: Callable[[slice], Tensor], count: int, rows: int) -> Tensor
         return items(ALL)
     parts = (slice(start, start + rows) for start in range(0, count, rows))
     return torch.cat([checkpoint(items, p, use_reentrant=False, preserve_rng_state=False) for p in parts])
+
+
+def _some(x: Tensor, rows: slice) -> Tensor:
+    """``x[rows]``; all of them without a slice, whose gradient would be copied into zeros."""
+    return x if rows == ALL else x[rows]
 
 
 def _same_samples(student: Tensor, teacher: Tensor, *, vectors: bool = False) -> int:
