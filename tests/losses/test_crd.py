@@ -51,6 +51,16 @@ def test_the_smaller_way_is_taken() -> None:
     assert not crd._all_rows(embedding, memory, many[:, :100])
 
 
+@pytest.mark.parametrize(("count", "rows"), [(3, 40), (30, 40)])
+def test_rows_that_are_gathered_in_parts_are_the_same(count: int, rows: int) -> None:
+    memory, chosen = draw(0, rows, 6), chosen_rows(11, count, rows)  # 33 chosen rows, and 330
+    leaf = draw(1, 11, 6).requires_grad_()
+    scores = crd.Scores.apply(leaf, memory, chosen)
+    torch.testing.assert_close(scores, (memory[chosen] * leaf[:, None]).sum(2))
+    assert torch.autograd.gradcheck(lambda x: crd.Scores.apply(x, memory, chosen), leaf)
+    assert torch.autograd.gradgradcheck(lambda x: crd.Scores.apply(x, memory, chosen).square(), leaf)
+
+
 def test_the_loss_falls_with_the_positive_and_rises_with_the_negatives() -> None:
     fits = draw(0, 4, 9).exp().requires_grad_()
     noise_contrast(fits, 20).backward()

@@ -23,6 +23,7 @@ from limbeck.losses import (
     similarities,
     similarity_relations,
 )
+from limbeck.losses.relations import Gram
 
 Loss = Callable[..., Tensor]
 LOSSES = [similarity_relations, distance_relations, angle_relations]
@@ -172,3 +173,9 @@ def test_large_batches_keep_no_relation_for_the_backward_pass(
     monkeypatch.setattr(relations, "ENTRIES", 256)
     assert plain >= 64 * 64
     assert kept(loss, student, teacher) < 64 * 64
+
+
+def test_the_gradient_of_all_products_is_that_of_autograd() -> None:
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Gram.apply, x)
+    assert torch.autograd.gradgradcheck(Gram.apply, x)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.losses.hints import hint_mse
 from limbeck.losses.maps import at_one_size
-from limbeck.losses.reduction import Reduction, full_precision
+from limbeck.losses.reduction import SMALL, Reduction, full_precision
 
 
 def attention(features: Tensor, power: float = 2.0) -> Tensor:
@@ -26,8 +26,15 @@ def attention(features: Tensor, power: float = 2.0) -> Tensor:
     Source: Zagoruyko and Komodakis, ICLR 2017 (arXiv 1612.03928), section 3.1.
     """
     x = full_precision(features)
-    mean: Tensor = MeanSquare.apply(x) if power == 2 else x.abs().pow(power).mean(1)  # type: ignore[no-untyped-call]
-    return F.normalize(mean.flatten(1), dim=1)
+    return F.normalize(_mean_power(x, power).flatten(1), dim=1)
+
+
+def _mean_power(x: Tensor, power: float) -> Tensor:
+    if power != 2:
+        return x.abs().pow(power).mean(1)
+    if x.requires_grad and x.numel() > SMALL:
+        return MeanSquare.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+    return x.square().mean(1)
 
 
 class MeanSquare(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,13 +11,14 @@ from torch import Tensor
 from limbeck.losses.reduction import Reduction, full_precision, product, reduce
 
 NEAR_ZERO = 1e-7
+SAMPLES = 8  # whose rows are gathered at a time
 
 
 def likelihoods(embedding: Tensor, memory: Tensor, chosen: Tensor, temperature: float = 0.07) -> Tensor:
     """exp(<memory[chosen], embedding> / temperature): how well chosen rows of the memory fit each sample.
 
-    Where that takes less room, all rows are multiplied and the chosen ones picked afterwards, instead of
-    gathering K + 1 rows for each sample.
+    Whichever takes least room: all rows are multiplied and the chosen ones picked afterwards; or a copy of
+    the memory is kept for the backward pass; or the chosen rows are.
 
     Args:
         embedding: [B, D], of length 1.
@@ -28,10 +31,13 @@ def likelihoods(embedding: Tensor, memory: Tensor, chosen: Tensor, temperature: 
 
     Source: Tian, Krishnan, Isola, ICLR 2020 (arXiv 1910.10699), eq. 19.
     """
+    memory = memory.detach()
     if _all_rows(embedding, memory, chosen):
-        scores = product(embedding, memory.detach().clone().mT).gather(1, chosen)
+        scores = product(embedding, memory.clone().mT).gather(1, chosen)
+    elif len(memory) < chosen.numel():
+        scores = Scores.apply(embedding, memory.clone(), chosen)  # type: ignore[no-untyped-call]
     else:
-        scores = product(F.embedding(chosen, memory.detach()), embedding.unsqueeze(2)).squeeze(2)
+        scores = product(F.embedding(chosen, memory), embedding.unsqueeze(2)).squeeze(2)
     return (scores / temperature).exp()
 
 
@@ -39,6 +45,27 @@ def _all_rows(embedding: Tensor, memory: Tensor, chosen: Tensor) -> bool:
     """Whether the whole product and a copy of the memory are smaller than the gathered rows."""
     (batch, width), rows = embedding.shape, len(memory)
     return rows * (batch + width) < chosen.numel() * width
+
+
+class Scores(torch.autograd.Function):
+    """<memory[chosen], embedding> [B, K + 1], whose rows are gathered for a few samples at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, embedding: Tensor, memory: Tensor, chosen: Tensor) -> Tensor:
+        ctx.save_for_backward(memory, chosen)
+        count, width = chosen.shape[1], memory.shape[1]
+        parts = zip(torch.split(embedding, SAMPLES), torch.split(chosen, SAMPLES), strict=True)
+        rows = memory.new_empty(SAMPLES * count, width)
+        scores = []
+        for own, some in parts:
+            part = torch.index_select(memory, 0, some.flatten(), out=rows[: some.numel()])
+            scores.append(product(part.view(len(some), count, width), own.unsqueeze(2)).squeeze(2))
+        return torch.cat(scores)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        memory, chosen = ctx.saved_tensors
+        return F.embedding_bag(chosen, memory, per_sample_weights=grad, mode="sum"), None, None
 
 
 def noise_contrast(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.losses.reduction import Reduction, full_precision, reduce, same_shape
@@ -37,7 +38,10 @@ def hint_mse(
     Differs: the mean over elements of the common code, not half the squared norm.
     """
     same_shape("features", student, teacher)
-    error = (full_precision(student) - full_precision(teacher.detach())).square()
+    own, other = full_precision(student), full_precision(teacher.detach())
+    if mask is None and weights is None and reduction == "mean":
+        return F.mse_loss(own, other)
+    error = (own - other).square()
     axes = max(1, mask.ndim if mask is not None else 1, weights.ndim if weights is not None else 1)
     items = error.flatten(axes).mean(-1) if error.ndim > axes else error
     return reduce(items, mask=mask, weights=weights, reduction=reduction)

@@ -10,6 +10,7 @@ from torch import Tensor
 from limbeck.errors import ShapeError, unknown
 
 Reduction = Literal["mean", "sum", "none"]
+SMALL = 2**17  # elements up to which a gradient written by hand costs more to call than it saves
 
 
 def full_precision(x: Tensor) -> Tensor:

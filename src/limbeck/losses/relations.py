@@ -7,6 +7,7 @@ than one part are computed again in the backward pass, so that memory does not g
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import ShapeError
-from limbeck.losses.reduction import Reduction, full_precision, product, reduce
+from limbeck.losses.hints import hint_mse
+from limbeck.losses.reduction import SMALL, Reduction, full_precision, product, reduce
 
 ENTRIES = 2**22  # of the largest tensor of a part; with fewer, small batches would be taken apart
 CLOSEST = 1e-12  # the least squared distance of two samples: the root of 0 has no gradient
@@ -30,7 +32,25 @@ def similarities(features: Tensor, rows: slice = ALL) -> Tensor:
     Source: Tung and Mori, ICCV 2019 (arXiv 1907.09682), eq. 2 and 3.
     """
     x = full_precision(features).flatten(1)
-    return F.normalize(product(_some(x, rows), x.mT), dim=1)
+    if rows != ALL:
+        return F.normalize(product(x[rows], x.mT), dim=1)
+    if x.requires_grad and x.numel() > SMALL:
+        return F.normalize(Gram.apply(x), dim=1)  # type: ignore[no-untyped-call]
+    return F.normalize(product(x, x.mT), dim=1)
+
+
+class Gram(torch.autograd.Function):
+    """The products [N, N] of all samples [N, D] with each other, whose gradient is one product, not two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return product(x, x.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return product(grad + grad.mT, x)
 
 
 def distances(features: Tensor, rows: slice = ALL) -> Tensor:
@@ -87,13 +107,14 @@ def similarity_relations(
     Source: Tung and Mori, ICCV 2019 (arXiv 1907.09682), eq. 4.
     """
     count = _same_samples(student, teacher)
-    other = teacher.detach()
+    other, rows = teacher.detach(), rows or ENTRIES // max(count, 1)
+    if rows >= count:
+        return hint_mse(similarities(student), similarities(other), weights=weights, reduction=reduction)
 
     def items(part: slice) -> Tensor:
-        return (similarities(student, part) - similarities(other, part)).square().mean(1)
+        return hint_mse(similarities(student, part), similarities(other, part), reduction="none")
 
-    found = _in_parts(items, count, rows or ENTRIES // max(count, 1))
-    return reduce(found, weights=weights, reduction=reduction)
+    return reduce(_in_parts(items, count, rows), weights=weights, reduction=reduction)
 
 
 def distance_relations(
@@ -190,11 +211,6 @@ def _in_parts(items: Callable[[slice], Tensor], count: int, rows: int) -> Tensor
         return items(ALL)
     parts = (slice(start, start + rows) for start in range(0, count, rows))
     return torch.cat([checkpoint(items, p, use_reentrant=False, preserve_rng_state=False) for p in parts])
-
-
-def _some(x: Tensor, rows: slice) -> Tensor:
-    """``x[rows]``; all of them without a slice, whose gradient would be copied into zeros."""
-    return x if rows == ALL else x[rows]
 
 
 def _same_samples(student: Tensor, teacher: Tensor, *, vectors: bool = False) -> int:
