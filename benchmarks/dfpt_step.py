@@ -120,7 +120,7 @@ def agree(turn: Turn, hand: ByHand, batch: Batch) -> dict[str, float]:
 
 def measure(run: Run, setting: Setting, repeats: int) -> dict[str, Any]:
     """Steps of both, in turn."""
-    recipe = config.load(setting.recipe, setting.sets)
+    recipe = config.load(setting.recipe, ["teacher.w_ce=1", *setting.sets])
     drawn = torch.Generator().manual_seed(0)
     ids = torch.arange(setting.batch)
     shape = (setting.batch, setting.channels, setting.size, setting.size)
