@@ -1,9 +1,11 @@
 """Pure losses: tensors in, tensor out. Each computes in at least float32 and detaches the teacher."""
 
 from limbeck.losses.attention import attention, attention_transfer
+from limbeck.losses.blank import blank
 from limbeck.losses.correlation import dist, pearson
 from limbeck.losses.crd import likelihoods, noise_contrast, remembered
 from limbeck.losses.dkd import decoupled_kl
+from limbeck.losses.first import first_loss
 from limbeck.losses.hints import hint_mse
 from limbeck.losses.information import variational_information
 from limbeck.losses.kl import kl_divergence
@@ -22,6 +24,7 @@ from limbeck.losses.relations import (
     similarity_relations,
 )
 from limbeck.losses.review import hcl, hcl_stage, token_review
+from limbeck.losses.selective import select, selection_weights, selective_kl
 from limbeck.losses.standard import standardise
 from limbeck.losses.subclasses import (
     class_directions,
@@ -31,6 +34,7 @@ from limbeck.losses.subclasses import (
     subclass_kl,
     subclass_log_probs,
 )
+from limbeck.losses.swing import swing_loss
 from limbeck.losses.token_graph import context, contextual, global_graph, knn_affinity, local_graph, tokenise
 from limbeck.losses.two_heads import dual_head
 
@@ -41,6 +45,7 @@ __all__ = [
     "at_one_size",
     "attention",
     "attention_transfer",
+    "blank",
     "class_directions",
     "context",
     "contextual",
@@ -50,6 +55,7 @@ __all__ = [
     "distance_relations",
     "distances",
     "dual_head",
+    "first_loss",
     "fixed_places",
     "fold",
     "full_precision",
@@ -73,11 +79,15 @@ __all__ = [
     "product",
     "reduce",
     "remembered",
+    "select",
+    "selection_weights",
+    "selective_kl",
     "similarities",
     "similarity_relations",
     "standardise",
     "subclass_kl",
     "subclass_log_probs",
+    "swing_loss",
     "teacher_places",
     "teacher_ranking",
     "token_review",

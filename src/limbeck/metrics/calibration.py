@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
+from limbeck.losses.first import Scaling, recalibrate
 
 
 class Bin(TypedDict):
@@ -35,14 +38,31 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[Bin]:
     Source: Guo et al., ICML 2017 (arXiv 1706.04599), section 2.
     """
     confidence, guess = _log_probabilities(logits).exp().max(-1)
-    place = (torch.ceil(confidence * bins).long() - 1).clamp(0, bins - 1)
-    count = torch.bincount(place, minlength=bins)
-    right = torch.bincount(place, (guess == labels).double(), minlength=bins)
-    sure = torch.bincount(place, confidence, minlength=bins)
-    found = []
-    for n, hits, mass in zip(count.tolist(), right.tolist(), sure.tolist(), strict=True):
-        found.append(Bin(confidence=mass / max(n, 1), accuracy=hits / max(n, 1), count=n))
-    return found
+    return confidence_bins(confidence, guess == labels, bins)
+
+
+def confidence_bins(confidence: Tensor, correct: Tensor, bins: int) -> list[Bin]:
+    """Answers by their confidence, in ``bins`` equal steps (low, high] of (0, 1]; a 0 is in none.
+
+    Args:
+        confidence: in 0 .. 1, [N].
+        correct: nonzero where the answer is right, [N].
+        bins: how many, >= 1.
+
+    Raises:
+        DataError: there are no answers.
+
+    Source: Guo et al., ICML 2017 (arXiv 1706.04599), section 2.
+    """
+    if not len(confidence):
+        raise DataError("calibration over 0 samples: give at least one")
+    sure, right = confidence.double().cpu(), correct.double().cpu()
+    place = torch.bucketize(sure, torch.linspace(0, 1, bins + 1, dtype=torch.float64)).clamp(max=bins)
+    sums = (torch.bincount(place, x, bins + 1)[1:].tolist() for x in (torch.ones_like(sure), right, sure))
+    return [
+        Bin(confidence=mass / max(n, 1), accuracy=hits / max(n, 1), count=int(n))
+        for n, hits, mass in zip(*sums, strict=True)
+    ]
 
 
 def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -52,8 +72,66 @@ def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
     Source: Guo et al., ICML 2017 (arXiv 1706.04599), eq. 3.
     """
-    gaps = [b["count"] * abs(b["confidence"] - b["accuracy"]) for b in reliability(logits, labels, bins)]
-    return sum(gaps) / len(labels)
+    return _mean_gap(reliability(logits, labels, bins), len(labels))
+
+
+def confidence_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """Expected calibration error in 0 .. 1, from confidences; arguments and errors as ``confidence_bins``.
+
+    Source: Guo et al., ICML 2017 (arXiv 1706.04599), eq. 3.
+    """
+    return _mean_gap(confidence_bins(confidence, correct, bins), len(confidence))
+
+
+def trust(confidence: Tensor, correct: Tensor, bins: int = 10) -> float:
+    """Accuracy - expected calibration error, in -1 .. 1; arguments and errors as ``confidence_bins``.
+
+    Source: FIRST (arXiv 2408.12168), trust score.
+    """
+    return float(correct.double().mean()) - confidence_error(confidence, correct, bins)
+
+
+@dataclass(frozen=True)
+class ChosenTemperature:
+    """The temperature whose re-calibrated answers have the smallest calibration error.
+
+    Attributes:
+        c: the first such one of the grid.
+        errors: the calibration error at each of the grid.
+    """
+
+    c: float
+    errors: tuple[float, ...]
+
+
+def choose_temperature(
+    probs: Tensor, answers: Tensor, grid: Sequence[float], *, scaling: Scaling = "power", bins: int = 10
+) -> ChosenTemperature:
+    """The temperature of ``recalibrate`` that makes the teacher's probabilities tell how often it is right.
+
+    The confidence is the largest re-calibrated probability; the answer is right where that is the right
+    token's. Take samples that the teacher did not learn from: on those it is no measure.
+
+    Args:
+        probs: of the kept tokens [N, K].
+        answers: which of the K is right, [N] int64; -1 where none is.
+        grid: temperatures > 0.
+        scaling: see ``recalibrate``.
+        bins: of the calibration error.
+
+    Raises:
+        ConfigError: an empty grid, or what ``recalibrate`` refuses.
+        DataError: there are no samples.
+
+    Source: FIRST (arXiv 2408.12168), trustworthy maximisation.
+    """
+    if not len(grid):
+        raise ConfigError("the grid of temperatures is empty: give at least one")
+    errors = []
+    for c in grid:
+        confidence, guess = recalibrate(probs, scaling, c).max(-1)
+        errors.append(confidence_error(confidence, guess == answers, bins))
+    return ChosenTemperature(grid[errors.index(min(errors))], tuple(errors))
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:
@@ -75,6 +153,10 @@ def brier(logits: Tensor, labels: Tensor) -> float:
     """
     error = _log_probabilities(logits).exp() - F.one_hot(labels, logits.shape[-1])
     return float(error.square().sum(-1).mean())
+
+
+def _mean_gap(bins: Sequence[Bin], total: int) -> float:
+    return sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / total
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
