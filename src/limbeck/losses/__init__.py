@@ -5,6 +5,23 @@ from limbeck.losses.blank import blank
 from limbeck.losses.correlation import dist, pearson
 from limbeck.losses.crd import likelihoods, noise_contrast, remembered
 from limbeck.losses.dkd import decoupled_kl
+from limbeck.losses.elastic import (
+    budget_probabilities,
+    embedding_importance,
+    expected_cost,
+    ffn_importance,
+    gumbel_softmax,
+    gumbel_temperature,
+    head_importance,
+    importance_ranks,
+    layer_importance,
+    mamba_importance,
+    mamba_mask,
+    mixed_mask,
+    prefix_masks,
+    router_logit_scale,
+    router_loss,
+)
 from limbeck.losses.first import first_loss
 from limbeck.losses.hints import hint_mse
 from limbeck.losses.information import variational_information
@@ -15,6 +32,7 @@ from limbeck.losses.maximum_mean import neuron_selectivity
 from limbeck.losses.mutual import mutual_mse
 from limbeck.losses.plackett_luce import fixed_places, plackett_luce, pld, teacher_places, teacher_ranking
 from limbeck.losses.reduction import Reduction, full_precision, product, reduce
+from limbeck.losses.relation_heads import head_products, relation_loss, relation_losses, token_relations
 from limbeck.losses.relations import (
     angle_relations,
     angles,
@@ -46,6 +64,7 @@ __all__ = [
     "attention",
     "attention_transfer",
     "blank",
+    "budget_probabilities",
     "class_directions",
     "context",
     "contextual",
@@ -55,19 +74,31 @@ __all__ = [
     "distance_relations",
     "distances",
     "dual_head",
+    "embedding_importance",
+    "expected_cost",
+    "ffn_importance",
     "first_loss",
     "fixed_places",
     "fold",
     "full_precision",
     "global_graph",
+    "gumbel_softmax",
+    "gumbel_temperature",
     "hcl",
     "hcl_stage",
+    "head_importance",
+    "head_products",
     "hint_mse",
+    "importance_ranks",
     "kl_divergence",
     "knn_affinity",
+    "layer_importance",
     "likelihoods",
     "local_graph",
+    "mamba_importance",
+    "mamba_mask",
     "masked_cross_entropy",
+    "mixed_mask",
     "mutual_mse",
     "neuron_selectivity",
     "noise_contrast",
@@ -76,9 +107,14 @@ __all__ = [
     "plackett_luce",
     "pld",
     "positions",
+    "prefix_masks",
     "product",
     "reduce",
+    "relation_loss",
+    "relation_losses",
     "remembered",
+    "router_logit_scale",
+    "router_loss",
     "select",
     "selection_weights",
     "selective_kl",
@@ -90,6 +126,7 @@ __all__ = [
     "swing_loss",
     "teacher_places",
     "teacher_ranking",
+    "token_relations",
     "token_review",
     "tokenise",
     "variational_information",
