@@ -47,7 +47,7 @@ except ImportError as missing:
     raise SystemExit(f"{missing}: {(__doc__ or '').split('limbeck. ')[-1]}") from None
 
 REQUIRED = {"live": 1.0, "cached": 0.5}
-IMAGES, BATCH, CLASSES, EPOCHS = 256, 64, 100, 4
+IMAGES, BATCH, CLASSES, EPOCHS = 256, 64, 100, 12
 RATE = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 WEIGHT, TEMPERATURE = 0.9, 4.0
 
