@@ -9,33 +9,83 @@ from torch import Tensor
 from limbeck.errors import DataError, ShapeError
 from limbeck.losses import kl_divergence, pearson
 
+# In place of an answer that could not be read from what a model wrote.
+UNPARSABLE = -1
 
-def agreement(student: Tensor, teacher: Tensor) -> float:
-    """Share of samples on which both predict one class, percent.
+
+def agreement(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> float:
+    """Share of samples, or of tokens, for which both predict one class, percent.
 
     Args:
-        student: logits [N, C].
-        teacher: logits [N, C].
+        student: logits [N, C] or [B, T, V].
+        teacher: logits of the same shape.
+        mask: True = counts, [N] or [B, T]; None = all.
 
     Raises:
-        ShapeError: the two differ in shape.
-        DataError: there are no samples.
+        ShapeError: the shapes do not fit one another.
+        DataError: nothing counts.
 
     Source: Stanton et al., NeurIPS 2021 (arXiv 2106.05945), eq. 2: top-1 agreement.
     """
+    _check(student, teacher, mask)
+    same = student.argmax(-1) == teacher.argmax(-1)
+    return 100 * float((same if mask is None else same[mask.bool()]).double().mean())
+
+
+def answer_agreement(student: Tensor, teacher: Tensor) -> float:
+    """Share of items that both answer alike, percent; an unparsable answer agrees with none.
+
+    Two accurate models agree by being right: show ``agreement_table`` beside it.
+
+    Args:
+        student: answers [N] as int64 ids; ``UNPARSABLE`` where there is none.
+        teacher: the same of the teacher.
+
+    Raises:
+        ShapeError: the two differ in number.
+        DataError: there are no items.
+
+    Source: Ramesh et al., Findings of ACL 2025 (arXiv 2505.15442).
+    """
     _check(student, teacher)
-    return 100 * float((student.argmax(-1) == teacher.argmax(-1)).double().mean())
+    return 100 * float(((student == teacher) & (student != UNPARSABLE)).double().mean())
 
 
-def predictive_kl(student: Tensor, teacher: Tensor) -> float:
+def agreement_table(student: Tensor, teacher: Tensor, gold: Tensor) -> Tensor:
+    """Shares of items by who is right, percent: rows student right / wrong, columns teacher right / wrong.
+
+    The first row sums to the student's accuracy, the first column to the teacher's.
+
+    Args:
+        student: answers [N]; ``UNPARSABLE`` is never right.
+        teacher: the same of the teacher.
+        gold: the right answers [N].
+
+    Returns:
+        [2, 2], float64; sums to 100.
+
+    Raises:
+        ShapeError: the three differ in number.
+        DataError: there are no items.
+
+    Source: Ramesh et al., Findings of ACL 2025 (arXiv 2505.15442).
+    """
+    _check(student, teacher)
+    _check(student, gold)
+    own, other = ((x != gold) | (x == UNPARSABLE) for x in (student, teacher))
+    counts = torch.bincount(2 * own.long() + other.long(), minlength=4)
+    return 100 * counts.double().reshape(2, 2) / len(gold)
+
+
+def predictive_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> float:
     """Mean KL(teacher ‖ student) of the class distributions at temperature 1, in nats.
 
     Arguments and errors as ``agreement``.
 
     Source: Stanton et al., NeurIPS 2021 (arXiv 2106.05945), eq. 3: predictive KL.
     """
-    _check(student, teacher)
-    return float(kl_divergence(student.double(), teacher.double()))
+    _check(student, teacher, mask)
+    return float(kl_divergence(student.double(), teacher.double(), mask=mask))
 
 
 def rank_correlation(student: Tensor, teacher: Tensor) -> float:
@@ -83,11 +133,15 @@ def linear_cka(student: Tensor, teacher: Tensor) -> float:
     return float((y.T @ x).square().sum()) / scale if scale > 0 else 0.0
 
 
-def _check(student: Tensor, teacher: Tensor) -> None:
+def _check(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> None:
     if student.shape != teacher.shape:
         raise ShapeError(
-            f"student logits are {list(student.shape)} but the teacher's are {list(teacher.shape)}: "
+            f"one side is {list(student.shape)} but the other {list(teacher.shape)}: "
             "compare over the same samples and classes"
         )
-    if not len(student):
+    if mask is not None and mask.shape != student.shape[:-1]:
+        raise ShapeError(
+            f"mask is {list(mask.shape)} for logits {list(student.shape)}: give one value per token"
+        )
+    if not len(student) or (mask is not None and not bool(mask.any())):
         raise DataError("fidelity over 0 samples: give at least one")
