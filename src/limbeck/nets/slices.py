@@ -114,9 +114,10 @@ def check_axes(network: nn.Module) -> None:
         ConfigError: a parameter that is not known.
         ShapeError: one of another size.
     """
+    known = {name: axes(name) for name, _ in network.named_parameters()}
     full = _lengths(network, whole(network))
     for name, parameter in network.named_parameters():
-        want = [n if a is None else full[a] for a, n in zip(axes(name), parameter.shape, strict=True)]
+        want = [n if a is None else full[a] for a, n in zip(known[name], parameter.shape, strict=True)]
         if list(parameter.shape) != want:
             raise ShapeError(
                 f"parameter {name!r} is {list(parameter.shape)} but its configuration says {want}: "
