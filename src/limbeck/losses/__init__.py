@@ -1,7 +1,6 @@
 """Pure losses: tensors in, tensor out. Each computes in at least float32 and detaches the teacher."""
 
 from limbeck.losses.attention import attention, attention_transfer
-from limbeck.losses.blank import blank
 from limbeck.losses.correlation import dist, pearson
 from limbeck.losses.crd import likelihoods, noise_contrast, remembered
 from limbeck.losses.dkd import decoupled_kl
@@ -43,6 +42,7 @@ from limbeck.losses.relations import (
 )
 from limbeck.losses.review import hcl, hcl_stage, token_review
 from limbeck.losses.selective import select, selection_weights, selective_kl
+from limbeck.losses.sequence_kl import sequence_kl
 from limbeck.losses.standard import standardise
 from limbeck.losses.subclasses import (
     class_directions,
@@ -63,7 +63,6 @@ __all__ = [
     "at_one_size",
     "attention",
     "attention_transfer",
-    "blank",
     "budget_probabilities",
     "class_directions",
     "context",
@@ -118,6 +117,7 @@ __all__ = [
     "select",
     "selection_weights",
     "selective_kl",
+    "sequence_kl",
     "similarities",
     "similarity_relations",
     "standardise",

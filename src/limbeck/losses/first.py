@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ConfigError, NonFiniteError, ShapeError, unknown
-from limbeck.losses.blank import blank
+from limbeck.losses.divergences import counted_rows
 from limbeck.losses.reduction import Reduction, full_precision, reduce
 
 # Added to each probability before they are normalised, as the official code does.
@@ -182,9 +182,9 @@ def first_loss(
             f"the target is {list(target.shape)} for ids {list(ids.shape)}: give one probability per id, and "
             "at most one more for the rest"
         )
-    kept = full_precision(blank(student, mask)).softmax(-1).gather(-1, ids)
+    kept = full_precision(counted_rows(student, mask)).softmax(-1).gather(-1, ids)
     own = kept if target.shape[-1] == k else with_rest(kept)
-    wanted = full_precision(blank(target.detach(), mask))
+    wanted = full_precision(target.detach())
     log_own = linear_normalise(own, eps).log()
     items = (torch.xlogy(wanted, wanted) - wanted * log_own).sum(-1)
     return reduce(items, mask=mask, weights=weights, reduction=reduction)

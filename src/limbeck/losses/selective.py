@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import ConfigError, unknown
-from limbeck.losses.blank import blank
+from limbeck.losses.divergences import counted_rows
 from limbeck.losses.reduction import Reduction, full_precision, reduce, same_shape
 
 Normalise = Literal["selected", "all"]
@@ -133,8 +133,7 @@ def selective_kl(
     """
     same_shape("logits", draft, target)
     same_shape("logits", reference, target)
-    target = blank(target, mask)
-    items = token_kl(blank(draft, mask), target)
-    gap = items - token_kl(blank(reference.detach(), mask), target)
+    items = token_kl(counted_rows(draft, mask), target)
+    gap = items - token_kl(reference.detach(), target)
     weights = selection_weights(gap, fraction, mask=mask, normalise=normalise)
     return reduce(items, mask=mask, weights=weights, reduction=reduction)

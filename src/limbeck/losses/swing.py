@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import ConfigError, unknown
-from limbeck.losses.blank import blank
+from limbeck.losses.divergences import counted_rows
 from limbeck.losses.reduction import Reduction, full_precision, reduce, same_shape
 
 StudentSide = Literal["same", "target_only"]
@@ -139,9 +139,9 @@ def swing_loss(
         raise unknown("student_side", student_side, get_args(StudentSide))
     same_shape("logits", student, teacher)
     temperature = token_temperature(score, t_low, t_high)
-    target = soft_target(blank(teacher, mask), temperature, noise, floor)
+    target = soft_target(teacher, temperature, noise, floor)
     divisor = temperature.unsqueeze(-1) if student_side == "same" else t_low
-    log_p = F.log_softmax(full_precision(blank(student, mask)) / divisor, dim=-1)
+    log_p = F.log_softmax(full_precision(counted_rows(student, mask)) / divisor, dim=-1)
     log_p = log_p.masked_fill(target == 0, 0)  # a token that neither allows: 0 · -inf
     items = (torch.xlogy(target, target) - target * log_p).sum(-1)
     return reduce(items, mask=mask, weights=weights, reduction=reduction)
