@@ -173,7 +173,7 @@ class ElasticLM(SharedWeights):
                 ones = model(input_ids=ids, use_cache=False).logits
         if not torch.allclose(plain, ones, rtol=0, atol=ALIKE * float(plain.abs().max())):
             raise ShapeError(
-                f"{type(self.network).__name__} gives something else under a mask of ones: its norms are not "
+                f"{type(self.network).__name__} gives something else under a mask of ones: its layers are not "
                 "those of the Llama family"
             )
 
@@ -220,8 +220,14 @@ def masked(network: nn.Module, masks: Masks) -> Iterator[None]:
             hooks.callback(module.register_forward_pre_hook(lambda _m, given: (given[0] * factor,)).remove)
 
         def norm(module: Any) -> None:
+            eps = getattr(module, "variance_epsilon", None)
+            if eps is None:
+                raise ShapeError(
+                    f"{type(module).__name__} is no norm of the Llama family: it cannot be masked"
+                )
+
             def over_active(_module: nn.Module, given: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-                return active_rms_norm(given[0], module.weight, module.variance_epsilon, hidden)
+                return active_rms_norm(given[0], module.weight, eps, hidden)
 
             hooks.callback(module.register_forward_hook(over_active).remove)
 
