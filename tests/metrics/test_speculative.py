@@ -44,7 +44,7 @@ def test_one_step_has_the_law_of_the_target(seed: int, vocabulary: int, sharp: f
 
 @given(seeds)
 def test_a_block_has_the_law_of_the_target(seed: int) -> None:
-    """All ways in which two proposals can be judged, with their chances: what is emitted follows the target."""
+    """All ways in which two proposals can be judged, with their chances."""
     size = 3
     first_q, first_p = laws(seed, size), laws(seed + 1, size)
     second_q, second_p = laws(seed + 2, size, size), laws(seed + 3, size, size)

@@ -115,8 +115,8 @@ def chain_kl(
     rows = rel_entr(step, other_step).sum(-1)
     total, law = float(rel_entr(start, other_start).sum()), start
     for _ in range(length - 1):
-        # A token that never stands here adds nothing, even where its row is infinitely far.
-        total += float(np.where(law > 0, law * rows, 0).sum())
+        stands = law > 0  # a token that never does adds nothing, even where its row is infinitely far
+        total += float(law[stands] @ rows[stands])
         law = law @ step
     return total
 
