@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from limbeck import config, plain
 from limbeck.config import Recipe
+from limbeck.contracts import Net
 from limbeck.engine.run import Run
 from limbeck.engine.state import variable_state, write_atomically, write_json, write_text
 from limbeck.errors import ConfigError
@@ -145,13 +146,16 @@ def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe |
 def save_student(folder: Path, student: torch.nn.Module, description: dict[str, Any]) -> None:
     """Write the student's learnt weights as ``student/model.safetensors``, and ``student/config.json``.
 
-    A plain network keeps its own names, so that the folder of a timm network is loadable by
-    ``timm.create_model("local-dir:...")``. A frozen backbone is left out: the recipe names it.
+    A network of a library with a form of its own for that is written in it. A plain network keeps its
+    own names, so that the folder of a timm network is loadable by ``timm.create_model("local-dir:...")``. A
+    frozen backbone is left out: the recipe names it.
     """
+    to = folder / "student"
+    if isinstance(student, Net) and student.save(to):
+        return
     network = core(student)
     state = variable_state(student) if network is student else network.state_dict()
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    to = folder / "student"
     write_atomically(to / "model.safetensors", lambda path: save_file(weights, path))
     write_json(to / "config.json", description)
 
@@ -245,6 +249,9 @@ def load_student(folder: str | Path) -> Any:
             f"{folder} was made by limbeck.distill: load student/model.safetensors into your network yourself"
         )
     recipe = config.load(folder / "recipe.yaml")
+    opened = recipe.scenario.open_student(recipe, folder / "student", figures)
+    if opened is not None:
+        return opened
     classes = len(figures["student"]["class_names"])
     state = read_weights(folder / "student" / "model.safetensors")
     return recipe.scenario.load_student(recipe, state, classes)

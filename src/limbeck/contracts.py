@@ -1,16 +1,19 @@
 """The contracts that every wing keeps: what flows through a step, and the five choices.
 
-Shapes: B batch, C classes, T tokens, D width. A choice is a frozen, keyword-only dataclass whose fields
-are its whole configuration; what is learnable is built later, from the shapes of a dry run.
+Shapes: B batch, C classes, T tokens, D width, V vocabulary, R counted tokens of a batch. A choice is a
+frozen, keyword-only dataclass whose fields are its whole configuration; what is learnable is built later,
+from the shapes of a dry run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.errors import ShapeError, unknown
@@ -35,15 +38,24 @@ class Progress:
 class Batch:
     """What one step sees.
 
+    In a batch of text each token that counts is a row: labels, weights and logits have R rows, in the order
+    of the texts. ``labels`` are what these tokens are followed by, so nothing is shifted any more.
+
     Attributes:
-        inputs: what the networks read; for images [B, channels, H, W] float in the model's range.
-        labels: class ids [B] int64 in the data set's numbering.
+        inputs: what the networks read; for images [B, channels, H, W] float in the model's range; for text
+            the token ids [B, T] int64.
+        labels: class ids [B] int64 in the data set's numbering; of text the next tokens [R].
         index: position [B] of each sample in its data set: the key of every cache.
         view: number [B] of the augmented view of each sample: the other half of that key.
         query: frozen features [B, D] that select prompts; None where nothing asks for them.
         weight: weights [B] >= 0 that the selector gave; losses divide by B, whatever they sum to. None = all
             samples count alike.
         labelled: True [B] where the label may be read; None = everywhere.
+        rows: of text, the places [R] int64 in the flat [B * T] of the tokens that count; None = no text.
+        segments: of text, the number [B, T] int64 of the document within its row that each token is of; a
+            token reads tokens of its own document alone. None = one document a row.
+        marks: of text, numbers [R] that the data gives to the tokens that count, by name.
+        other: the same samples as a teacher with a vocabulary of its own reads them.
     """
 
     inputs: Tensor
@@ -53,18 +65,66 @@ class Batch:
     query: Tensor | None = None
     weight: Tensor | None = None
     labelled: Tensor | None = None
+    rows: Tensor | None = None
+    segments: Tensor | None = None
+    marks: Mapping[str, Tensor] = field(default_factory=dict)
+    other: Batch | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        there: dict[str, Any] = {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v.to(device)
+            for k, v in moved.items()
+            if isinstance(v, Tensor | Batch)
+        }
+        marks = {k: v.to(device, non_blocking=True) for k, v in self.marks.items()}
+        return replace(self, **there, marks=marks)
+
+    def counted(self, values: Tensor) -> Tensor:
+        """The rows [R, ...] of ``values`` [B, T, ...] that stand for the tokens that count."""
+        assert self.rows is not None
+        return values.flatten(0, 1).index_select(0, self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Unembedding:
+    """logits = cap · tanh(scale · (W h + b) / cap), or without the tanh where there is no cap.
+
+    Attributes:
+        weight: W [V, D]; where the head is tied, the token embedding itself.
+        bias: b [V]; -inf bans a token. None = no bias.
+        scale: factor of the logits, as Cohere's and Granite's models have one.
+        cap: soft cap > 0 of the logits, as Gemma's models have one; None = no cap.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D], in the precision of both."""
+        logits = F.linear(hidden, self.weight, self.bias)
+        if self.scale != 1:
+            logits = self.scale * logits
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def detach(self) -> Self:
+        """The same layer without a graph."""
         return replace(
-            self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None}
+            self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach()
         )
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What a network gave; one type for teacher and student, live or cached.
+
+    A language model's rows are the R tokens of the batch that count. It gives ``hidden`` and ``unembedding``,
+    from which the loss kernels take what they need without holding R x V numbers; ``logits`` [R, V] are there
+    where an objective reads them, and else have no columns. A teacher that was asked before, or that is
+    served, gives ``top`` alone.
 
     Attributes:
         logits: [B, C] of the class head: what labels are matched with.
@@ -76,6 +136,10 @@ class Outputs:
         mask: which positions count, True = counts; None = all.
         paths: other answers of the same network by name: of a second path through it, of the members of an
             ensemble, to another view of the batch.
+        hidden: what the last layer of a language model reads, [R, D].
+        unembedding: that last layer.
+        top: token ids [R, K] int64 and their log-probabilities [R, K] under the softmax of the whole
+            vocabulary at temperature 1, the most probable first.
     """
 
     logits: Tensor
@@ -85,6 +149,9 @@ class Outputs:
     prompts: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     mask: Tensor | None = None
     paths: Mapping[str, Outputs] = field(default_factory=dict)
+    hidden: Tensor | None = None
+    unembedding: Unembedding | None = None
+    top: tuple[Tensor, Tensor] | None = None
 
     @property
     def soft(self) -> Tensor:
@@ -120,23 +187,37 @@ class Outputs:
             losses={},
             prompts={k: (a.detach(), b.detach()) for k, (a, b) in self.prompts.items()},
             paths={k: v.detach() for k, v in self.paths.items()},
+            hidden=None if self.hidden is None else self.hidden.detach(),
+            unembedding=None if self.unembedding is None else self.unembedding.detach(),
+            top=None if self.top is None else (self.top[0], self.top[1].detach()),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an objective reads. Taps are module paths; ``blocks.-1`` counts from the end."""
+    """What an objective reads. Taps are module paths; ``blocks.-1`` counts from the end.
+
+    Attributes:
+        student: taps of the student.
+        teacher: taps of the teacher.
+        teacher_logits: whether it reads what the teacher says of the classes or of the next token.
+        logits: whether it reads logits; one that is content with a language model's ``hidden`` and
+            ``unembedding`` or ``top`` says False.
+    """
 
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
     teacher_logits: bool = True
+    logits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What the data asks of a network: all that ``build`` may depend on besides the fields.
 
-    ``query_dim`` is the width of the query that selects prompts; None = the network's own width.
+    ``query_dim`` is the width of the query that selects prompts; None = the network's own width. For text
+    ``classes`` is the size of the vocabulary, ``size`` the length of a row, and ``special`` the ids of the
+    tokens that begin, end and pad a text (``bos``, ``eos``, ``pad``), where there are such.
     """
 
     classes: int
@@ -144,6 +225,7 @@ class Spec:
     channels: int = 3
     size: int = 224
     query_dim: int | None = None
+    special: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +309,12 @@ class Net(nn.Module):
     Attributes:
         query_dim: width D of the frozen features that select its prompts; None = it asks for none.
         reads_prompts: whether its forward reads the teacher's prompts, which no cache holds.
+        projects: of a language model, whether its forward gives logits.
     """
 
     query_dim: int | None = None
     reads_prompts: bool = False
+    projects: bool = True
 
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
         """Outputs for ``batch`` with the features at ``taps``; ``teacher`` is what the teacher said."""
@@ -256,6 +340,11 @@ class Net(nn.Module):
         None where no key stands for a task.
         """
         return None
+
+    def save(self, folder: Path) -> bool:
+        """Write the network to ``folder`` in the form of its own library; False = it has none, and the
+        house's form is written."""
+        return False
 
     def attach_teacher(self, teacher: Net) -> None:
         """Keep what this network needs of its teacher when it is used without one."""
@@ -308,6 +397,10 @@ class Network:
     def input_spec(self) -> Any:
         """What images the network expects (``nets.backbones.InputSpec``), without reading weights."""
         raise TypeError(f"{type(self).__name__} defines no input_spec()")
+
+    def tokenizer(self) -> Any:
+        """The tokenizer (of transformers) that the network was trained with; None = it brings none."""
+        return None
 
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """The network, initialised from ``generator`` alone.
@@ -460,6 +553,10 @@ class Scenario:
     def load_student(self, recipe: Any, state: dict[str, Tensor], classes: int) -> Net:
         """The student of a finished run of ``recipe``, in evaluation mode, from its learnt ``state``."""
         raise TypeError(f"{type(self).__name__} defines no load_student()")
+
+    def open_student(self, recipe: Any, folder: Path, figures: Mapping[str, Any]) -> Net | None:
+        """The student of a finished run from its ``folder``, where its own library wrote that; else None."""
+        return None
 
     def check(self, recipe: Any) -> None:
         """Preflight: raise before any weight is read if ``recipe`` cannot work."""

@@ -177,6 +177,11 @@ class Batches(Ordered):
             )
 
     @property
+    def noisy(self) -> Tensor | None:
+        """True [N] where the label is known to be wrong; None = not known."""
+        return self.images.noisy
+
+    @property
     def replays(self) -> int | None:
         """Number of different views of each sample; None where every epoch brings fresh ones."""
         return 1 if self.views.plain else self.views.count

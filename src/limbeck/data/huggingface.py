@@ -38,7 +38,7 @@ class HuggingFace(Dataset):
 
     def load(self) -> Splits:
         """Both splits; see ``Dataset.load``."""
-        parts = _load(self.path, self.config)
+        parts = load_dataset(self.path, self.config)
         for field in ("train", "test"):
             if getattr(self, field) not in parts:
                 raise unknown("split", getattr(self, field), parts, where=f"data.{field}")
@@ -66,7 +66,12 @@ class HuggingFace(Dataset):
         )
 
 
-def _load(path: str, config: str | None) -> Any:
+def load_dataset(path: str, config: str | None) -> Any:
+    """A data set of the hub, or a local copy, split by split.
+
+    Raises:
+        DataError: it cannot be had.
+    """
     try:
         import datasets
     except ImportError as error:

@@ -4,12 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
+from torch import Tensor
 
 from limbeck.contracts import Batch
 from limbeck.data.batches import Batches
+
+
+class Sampled(Protocol):
+    """Batches over samples that have a place and a label.
+
+    Attributes:
+        index: positions [n] of the samples.
+        seed: fixes their order.
+        labels: labels [N] of the whole data.
+        noisy: True [N] where the label is known to be wrong; None = not known.
+    """
+
+    index: Tensor
+    seed: int
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def noisy(self) -> Tensor | None: ...
+
+    def in_order(self, batch_size: int) -> Self: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+
+    def subset(self, index: Tensor) -> Self: ...
 
 
 class Going:
@@ -20,7 +50,7 @@ class Going:
         steps: of an epoch.
     """
 
-    def __init__(self, batches: Batches, steps: int) -> None:
+    def __init__(self, batches: Sampled, steps: int) -> None:
         self.batches, self.steps = batches, steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -53,5 +83,5 @@ class Together:
 def joined(one: Batch, other: Batch) -> Batch:
     """Both batches as one."""
     parts: dict[str, Any] = {f.name: (getattr(one, f.name), getattr(other, f.name)) for f in fields(one)}
-    there = {name: torch.cat(pair) for name, pair in parts.items() if pair[0] is not None}
+    there: dict[str, Any] = {k: torch.cat(pair) for k, pair in parts.items() if isinstance(pair[0], Tensor)}
     return replace(one, **there)

@@ -14,6 +14,8 @@ from torch import Tensor
 from limbeck.contracts import Batch, Outputs
 from limbeck.engine.cache import Cache, Rows
 from limbeck.engine.fit import Source
+from limbeck.errors import NonFiniteError
+from limbeck.nets.unembedding import Unembedding
 
 CHUNK = 256
 
@@ -132,6 +134,73 @@ def rows_of(outputs: Outputs, top: int | None = None) -> dict[str, torch.Tensor]
     for name, other in outputs.paths.items():
         rows |= {f"path={name}={key}": value for key, value in rows_of(other, top).items()}
     return rows
+
+
+def token_rows(outputs: Outputs, batch: Batch, top: int | None = None) -> dict[str, torch.Tensor]:
+    """What a language model said of a batch, [B, T, ...]: its hidden states, or its most probable tokens.
+
+    Args:
+        outputs: with ``hidden`` [R, D] and ``unembedding``.
+        batch: says where the R rows belong; what does not count is 0.
+        top: how many tokens; None = the hidden states, from which all follows.
+    """
+    assert outputs.hidden is not None and outputs.unembedding is not None
+    if top is None:
+        found = {"hidden": outputs.hidden}
+    else:
+        ids, shares = most_probable(outputs.hidden, outputs.unembedding, top)
+        found = {"ids": ids.int(), "shares": shares}
+    taps = {f"at_{tap}": value for tap, value in outputs.features.items()}
+    return {name: _spread(values, batch) for name, values in found.items()} | taps
+
+
+def _spread(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The rows [R, ...] at their places in [B, T, ...]."""
+    assert batch.rows is not None
+    flat = values.new_zeros(batch.inputs.numel(), *values.shape[1:])
+    return flat.index_copy_(0, batch.rows, values).reshape(*batch.inputs.shape, *values.shape[1:])
+
+
+def token_outputs(rows: Rows, batch: Batch, head: Unembedding, *, project: bool = False) -> Outputs:
+    """The inverse of ``token_rows`` for the rows of ``batch``.
+
+    Args:
+        head: the last layer of the model that was asked.
+        project: whether logits are asked for; those of tokens that were left out share what is left.
+    """
+    taps = {name.removeprefix("at_"): value for name, value in rows.items() if name.startswith("at_")}
+    if "hidden" in rows:
+        hidden = batch.counted(rows["hidden"])
+        logits = head.logits(hidden) if project else hidden.new_empty(len(hidden), 0)
+        return Outputs(logits=logits, hidden=hidden, unembedding=head, features=taps)
+    ids, shares = batch.counted(rows["ids"]).long(), batch.counted(rows["shares"]).float()
+    logits = shares.new_empty(len(shares), 0)
+    if project:
+        left = torch.log1p(-shares.exp().sum(1).clamp(max=1 - 1e-6))
+        width = len(head.weight)
+        known = {"rest": left - math.log(max(width - ids.shape[1], 1)), "classes": ids, "top": shares}
+        logits = lengthened(known, width)
+    return Outputs(logits=logits, top=(ids, shares), features=taps)
+
+
+@torch.no_grad()
+def most_probable(
+    hidden: torch.Tensor, head: Unembedding, count: int, rows: int = 256
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``count`` most probable tokens [R, K] and their log-probabilities, ``rows`` rows at a time.
+
+    Raises:
+        NonFiniteError: the model's answer to a row is no number.
+    """
+    parts = []
+    for part in torch.split(hidden, rows):
+        logits = head.logits(part).float()
+        values, ids = logits.topk(count, dim=1)
+        shares = values - logits.logsumexp(1, keepdim=True)
+        if not torch.isfinite(shares[:, 0]).all():
+            raise NonFiniteError("the teacher's output is not finite: mend its weights, or name others")
+        parts.append((ids, shares))
+    return torch.cat([ids for ids, _ in parts]), torch.cat([shares for _, shares in parts])
 
 
 def shortened(logits: torch.Tensor, top: int) -> dict[str, torch.Tensor]:

@@ -133,8 +133,15 @@ class Distillation(nn.Module):
         found: dict[str, Tensor] = {}
         taught = self.taught(batch)
         if taught is not None:
-            found["the teacher's output"] = taught.logits
-        return found | {f"the {learner}'s output": self.student(batch, taps=(), teacher=taught).logits}
+            found["the teacher's output"] = _main(taught)
+        return found | {f"the {learner}'s output": _main(self.student(batch, taps=(), teacher=taught))}
+
+
+def _main(outputs: Outputs) -> Tensor:
+    """What an answer consists of in the first place."""
+    if outputs.hidden is not None:
+        return outputs.hidden
+    return outputs.logits if outputs.top is None else outputs.top[1]
 
 
 def _named(name: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,4 +155,5 @@ def combine(objectives: Mapping[str, Objective]) -> Needs:
         student=tuple(dict.fromkeys(tap for need in needs for tap in need.student)),
         teacher=tuple(dict.fromkeys(tap for need in needs for tap in need.teacher)),
         teacher_logits=any(need.teacher_logits for need in needs),
+        logits=any(need.logits for need in needs),
     )

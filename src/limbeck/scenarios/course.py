@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Net, Outputs, Selection
-from limbeck.data.batches import Batches
+from limbeck.data.together import Sampled
 from limbeck.engine.distillation import Distillation, combine
 from limbeck.engine.fit import Source, Turn, fit
 from limbeck.engine.optim import Optim
@@ -30,13 +30,13 @@ class Lessons:
     """
 
     def __init__(
-        self, pair: Pair, everything: Batches, learning: Batches, held_out: Tensor, optim: Optim
+        self, pair: Pair, everything: Sampled, learning: Sampled, held_out: Tensor, optim: Optim
     ) -> None:
         self.pair, self.everything, self.learning, self.optim = pair, everything, learning, optim
         self.labels, self.index, self.held_out = learning.labels, learning.index, held_out
         self.classes = pair.classes
         self.student, self.teacher, self.objectives = pair.student, pair.teacher, pair.objectives
-        self.noisy = learning.images.noisy
+        self.noisy = learning.noisy
         self.once, self.warn = pair.run.once, pair.run.warn
         self.generator = pair.run.generator
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +12,28 @@ from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Facts, Net, Objective, Outputs, Selection, Spec
 from limbeck.data.batches import Batches
-from limbeck.data.together import Going
 from limbeck.engine import shared
-from limbeck.engine.capture import CHUNK, Captured, Replayable, WithQuery, outputs_of, rows_of
+from limbeck.engine.capture import (
+    CHUNK,
+    Captured,
+    Replayable,
+    WithQuery,
+    outputs_of,
+    rows_of,
+    token_outputs,
+    token_rows,
+)
 from limbeck.engine.distillation import Ask, Distillation, combine
 from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
 from limbeck.engine.state import load_variable_state, module_hash
-from limbeck.errors import ConfigError, NonFiniteError, ShapeError
+from limbeck.errors import NonFiniteError, ShapeError
 from limbeck.nets.taps import core
+from limbeck.nets.unembedding import Unembedding
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.fit_together import has_teacher, named
+from limbeck.scenarios.selected import Selected
 from limbeck.scenarios.weighed import Weighed
 
 Window = tuple[int, int]
@@ -60,6 +70,8 @@ class Pair:
             recipe, spec, run.seed, shared_query=shared_query, device=run.device,
             teacher_classes=teacher_classes,
         )  # fmt: skip
+        for net in self.nets().values():
+            project(net, self.needs.logits)
         self.judged = teacher_classes in (None, spec.classes)
         self.adapting = None if self.teacher is None else self.teacher.adapting()
         if self.adapting is not None:
@@ -88,19 +100,24 @@ class Pair:
                 taught = self.adapting.eval()(self.told(example), taught, self.needs.teacher)
         self.student.eval()
         own = self.student(example, taps=self.needs.student, teacher=taught)
-        self.classes = own.logits.shape[1]
-        sound = taught is None or torch.isfinite(taught.logits).all() or torch.isnan(example.inputs).any()
-        if not sound:
+        self.classes = own.logits.shape[1] if example.rows is None else self.spec.classes
+        if taught is not None:
+            self._check_answer(taught, example)
+        self.dry = own, own if taught is None else taught
+        return self.built(self.objectives)
+
+    def _check_answer(self, taught: Outputs, example: Batch) -> None:
+        """Raise where what the teacher says in the dry run cannot be learnt from."""
+        answer = taught.logits if taught.hidden is None else taught.hidden
+        if not torch.isfinite(answer).all() and not torch.isnan(example.inputs).any():
             raise NonFiniteError(
                 "the teacher's output is not finite before any training: mend its weights, or name others"
             )
-        if taught is not None and self.needs.teacher_logits and taught.logits.shape[1] != self.classes:
+        if example.rows is None and self.needs.teacher_logits and taught.logits.shape[1] != self.classes:
             raise ShapeError(
                 f"the teacher has {taught.logits.shape[1]} classes and the student {self.classes}: "
                 "give both a classifier for the same classes"
             )
-        self.dry = own, own if taught is None else taught
-        return self.built(self.objectives)
 
     def built(self, objectives: Mapping[str, Objective]) -> nn.ModuleDict:
         """The modules of ``objectives``, sized by what both networks gave in the dry run."""
@@ -211,7 +228,7 @@ class Pair:
         views are replayed."""
         chosen: Source = batches
         if selection is not None:
-            chosen = Selected(batches, selection, self.run, equal_steps=equal_steps)
+            chosen = Selected(batches, selection, self.run, steps=batches.steps if equal_steps else None)
         return self.with_queries(chosen, batches)
 
     def with_queries(self, chosen: Source, batches: Batches) -> Source:
@@ -243,26 +260,47 @@ class Pair:
 
         def ask(batch: Batch) -> dict[str, Tensor]:
             with autocast(self.run):
-                rows = rows_of(self.ask_live(self.with_query(batch)), self.top())
-            if "rest" in rows:
-                self._report_rest(rows)
+                said = self.ask_live(self.with_query(batch))
+            rows = rows_of(said, self.top()) if batch.rows is None else token_rows(said, batch, self.top())
+            if self.top() is not None:
+                self._report_rest(rows, batch)
             return rows
 
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
         folder = self.run.folder / "cache"
         return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype)
 
-    def _report_rest(self, rows: Mapping[str, Tensor]) -> None:
-        """Log how much of the teacher's probability, at temperature 1, a shortened cache spreads evenly."""
-        missing = self.classes - rows["top"].shape[1]
-        rest = rows["rest"] + math.log(missing)
-        share = float((rest - torch.logaddexp(rest, rows["top"].logsumexp(1))).exp().mean())
-        kept = rows["top"].shape[1]
-        self.run.log("teacher_shortened", kept=kept, classes=self.classes, samples=len(rest), spread=share)
+    def _report_rest(self, rows: Mapping[str, Tensor], batch: Batch) -> None:
+        """Log how much of the teacher's probability, at temperature 1, a shortened cache leaves out."""
+        kept = self.top()
+        if batch.rows is None:
+            rest = rows["rest"] + math.log(self.classes - (kept or 0))
+            share = (rest - torch.logaddexp(rest, rows["top"].logsumexp(1))).exp()
+        else:
+            share = 1 - batch.counted(rows["shares"]).exp().sum(1)
+        self.run.log(
+            "teacher_shortened",
+            kept=kept,
+            classes=self.classes,
+            samples=len(share),
+            spread=float(share.mean()),
+        )
 
     def remembered(self, captured: Captured) -> Ask:
         """A teacher that answers from what was captured."""
-        return lambda batch: outputs_of(captured(batch), self.classes)
+
+        def ask(batch: Batch) -> Outputs:
+            if batch.rows is None:
+                return outputs_of(captured(batch), self.classes)
+            return token_outputs(captured(batch), batch, self.head(), project=self.needs.logits)
+
+        return ask
+
+    def head(self) -> Unembedding:
+        """The last layer of a teacher that is a language model."""
+        assert self.teacher is not None
+        (found,) = [m for m in self.teacher.modules() if hasattr(m, "unembedding")]
+        return found.unembedding().detach()  # type: ignore[operator, no-any-return]
 
     def top(self) -> int | None:
         """How many logits of the teacher are kept; None = all."""
@@ -337,37 +375,6 @@ class Pair:
         return shares
 
 
-class Selected:
-    """Batches over what a selector finds worth a step in each epoch.
-
-    Args:
-        equal_steps: an epoch has as many steps as all samples would give: what was selected goes round.
-    """
-
-    def __init__(
-        self, batches: Batches, selection: Selection, run: Run, *, equal_steps: bool = False
-    ) -> None:
-        self.batches, self.selection, self.run = batches, selection, run
-        self.equal_steps = equal_steps
-        self.steps = batches.steps if equal_steps else self._part(0).steps
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` from step ``start`` on."""
-        part = self._part(epoch)
-        return Going(part, self.steps).epoch(epoch, start) if self.equal_steps else part.epoch(epoch, start)
-
-    def _part(self, epoch: int) -> Batches:
-        index = self.batches.index
-        draws = self.run.generator("selector", self.batches.seed, epoch)
-        chosen = self.selection.indices(index, self.batches.labels[index], epoch, draws)
-        if len(chosen) == 0:
-            raise ConfigError(
-                f"the selector left no sample in epoch {epoch}: let it keep more, by a lower threshold or a "
-                "larger fraction"
-            )
-        return self.batches if chosen is index else self.batches.subset(chosen)
-
-
 def build_networks(
     recipe: Any, spec: Spec, seed: int, *, shared_query: bool = True, device: torch.device | str = "cpu",
     teacher_classes: int | None = None,
@@ -415,6 +422,13 @@ def with_weights(student: Net, state: dict[str, Tensor]) -> Net:
     """``student`` with the learnt weights of a finished run, in evaluation mode."""
     load_variable_state(core(student), state)
     return student.eval()
+
+
+def project(net: Net, logits: bool) -> None:
+    """Tell language models within ``net`` whether anybody reads their logits."""
+    for part in net.modules():
+        if isinstance(part, Net):
+            part.projects = logits
 
 
 def _learning(net: nn.Module) -> int:

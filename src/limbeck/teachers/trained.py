@@ -34,6 +34,10 @@ class Trained(Teacher):
         """What images the network expects."""
         return self.network.input_spec()
 
+    def tokenizer(self) -> Any:
+        """That of the network."""
+        return self.network.tokenizer()
+
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """See ``Network.build``."""
         return self.network.build(spec, generator)

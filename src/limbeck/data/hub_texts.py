@@ -1,0 +1,79 @@
+"""Any data set of texts of the Hugging Face hub, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.data.huggingface import load_dataset
+from limbeck.data.images import Dataset
+from limbeck.data.texts import Corpus, Document, Reading, TextSplits, three
+from limbeck.errors import DataError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubTexts(Reading, Dataset):
+    """Texts, or prompts with answers, read with the library ``datasets`` from the hub or a local copy.
+
+    Attributes:
+        tokenizer: see ``Reading``.
+        length: T, tokens of a row.
+        pack: documents stand behind one another in a row, none reading another; else each begins a row.
+        template: whether prompts and answers are put into the tokenizer's chat template.
+        path: name on the hub, for example ``openai/gsm8k``, or a local folder.
+        config: name of the configuration, where the data set has several.
+        text: column of what is learnt: the answer, or the whole text.
+        prompt: column of what stands before it; None = there is nothing.
+        train: name of the train split.
+        validation_split: name of the validation split; None = cut from the train split.
+        test_split: name of the test split; None = cut from the train split.
+        validation: share of the train split that is for validation, where it is cut.
+        test: share that is for the test, where it is cut.
+        limit: read no more than so many rows of each split; None = all.
+    """
+
+    path: str
+    config: str | None = None
+    text: str = "text"
+    prompt: str | None = None
+    train: str = "train"
+    validation_split: str | None = "validation"
+    test_split: str | None = "test"
+    validation: float = 0.05
+    test: float = 0.1
+    limit: int | None = None
+
+    def load(self) -> TextSplits:  # type: ignore[override]  # texts, not images
+        """The three parts: the data set's own, or see ``texts.three``."""
+        parts = load_dataset(self.path, self.config)
+        licence = parts[next(iter(parts))].info.license or "not stated"
+        domains, source = (self.path,), f"huggingface.co/datasets/{self.path}"
+        whole = self._documents(parts, self.train, "train")
+        cut = three(self.path, whole, domains, licence, source, (self.validation, self.test))
+        validation, test, train = cut.validation, cut.test, list(cut.train.documents)
+        if self.test_split is not None:
+            train += cut.test.documents
+            own = self._documents(parts, self.test_split, "test_split")
+            test = Corpus(f"{self.path} test", tuple(own), domains, licence, source)
+        if self.validation_split is not None:
+            train += cut.validation.documents
+            own = self._documents(parts, self.validation_split, "validation_split")
+            validation = Corpus(f"{self.path} validation", tuple(own), domains, licence, source)
+        return TextSplits(
+            Corpus(f"{self.path} train", tuple(train), domains, licence, source), validation, test
+        )
+
+    def _documents(self, parts: Any, split: str, field: str) -> list[Document]:
+        if split not in parts:
+            raise unknown("split", split, parts, where=f"data.{field}")
+        table = parts[split]
+        for column in (self.text, self.prompt):
+            if column is not None and column not in table.column_names:
+                raise unknown("column", column, table.column_names, where="data")
+        found = []
+        for row in table.select(range(min(len(table), self.limit or len(table)))):
+            asked = "" if self.prompt is None else row[self.prompt]
+            if not isinstance(row[self.text], str) or not isinstance(asked, str):
+                raise DataError(f"{self.path}: column {self.text!r} or {self.prompt!r} holds no text")
+            found.append(Document(row[self.text], asked))
+        return found

@@ -1,0 +1,170 @@
+"""Texts: what every language data set gives, before anything of it is a token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from limbeck.errors import ConfigError, DataError
+
+FEW = 20  # documents of a domain up to which each of them is cut
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text.
+
+    Attributes:
+        text: what a model learns to write.
+        prompt: what stands before it; it is read, but none of it counts.
+        domain: which of the corpus' domains it is of.
+    """
+
+    text: str
+    prompt: str = ""
+    domain: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of one or more domains; checked when made.
+
+    Attributes:
+        name: how figures on it are labelled; a subset says so in its name.
+        documents: in order.
+        domains: their names.
+        licence: as the source states it.
+        source: where the texts come from.
+        facts: what else is known of it, as plain data: planted secrets, for example.
+
+    Raises:
+        DataError: no document that is not empty, or one of a domain that is not named.
+    """
+
+    name: str
+    documents: tuple[Document, ...]
+    domains: tuple[str, ...]
+    licence: str
+    source: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not any(document.text for document in self.documents):
+            raise DataError(f"{self.name}: no text in it: check the files and the fields that are read")
+        strays = [d.domain for d in self.documents if not 0 <= d.domain < len(self.domains)]
+        if strays:
+            raise DataError(f"{self.name}: domain {strays[0]} is not in 0..{len(self.domains) - 1}")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all documents: 64 hexadecimal digits."""
+        digest = hashlib.sha256(repr(self.domains).encode())
+        for document in self.documents:
+            digest.update(repr((document.text, document.prompt, document.domain)).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TextSplits:
+    """The parts of one language data set: of the same domains in the same order.
+
+    Raises:
+        DataError: the parts name different domains.
+    """
+
+    train: Corpus
+    validation: Corpus
+    test: Corpus
+
+    def __post_init__(self) -> None:
+        for part in (self.validation, self.test):
+            if part.domains != self.train.domains:
+                raise DataError(
+                    f"{self.train.name} has the domains {', '.join(self.train.domains)} but {part.name} "
+                    f"{', '.join(part.domains)}: all parts need the same ones"
+                )
+
+    @property
+    def name(self) -> str:
+        """The name of the data set: that of the train split without the word "train"."""
+        return self.train.name.removesuffix(" train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How texts become rows of tokens: what every language data set can be told.
+
+    Attributes:
+        tokenizer: ``characters`` or ``bpe:N``, made from the training texts; a name on the Hugging Face hub,
+            a local folder or a ``.gguf`` file; None = the student's, or else the teacher's.
+        length: T, tokens of a row.
+        pack: documents stand behind one another in a row, none reading another; else each begins a row.
+        template: whether prompts and answers are put into the tokenizer's chat template.
+
+    Raises:
+        ConfigError: a length below 2.
+    """
+
+    tokenizer: str | None = None
+    length: int = 128
+    pack: bool = True
+    template: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ConfigError(f"length is {self.length}: allowed are values of at least 2")
+
+
+def three(
+    name: str, documents: Sequence[Document], domains: Sequence[str], licence: str, source: str,
+    shares: tuple[float, float],
+) -> TextSplits:  # fmt: skip
+    """Training, validation and test part of one list of documents.
+
+    The last documents of each domain are for the test, those before them for validation. Documents of a
+    domain that has few, and no prompts, are each cut into three.
+
+    Args:
+        shares: of validation and test, each above 0.
+
+    Raises:
+        ConfigError: shares that leave nothing to learn from.
+        DataError: a domain is too small to be in all parts.
+    """
+    if min(shares) <= 0 or sum(shares) >= 1:
+        raise ConfigError(f"validation and test are {shares}: allowed are shares above 0, below 1 together")
+    parts: tuple[list[Document], ...] = ([], [], [])
+    for number, domain in enumerate(domains):
+        own = [d for d in documents if d.domain == number and d.text]
+        found = _by_document(own, shares)
+        if len(own) < FEW and not any(d.prompt for d in own):
+            found = [[piece for d in own if (piece := cut(d, shares)[place]).text] for place in range(3)]
+        if not all(found):
+            raise DataError(f"{name}: too little text of domain {domain!r} for three parts: give it more")
+        for part, more in zip(parts, found, strict=True):
+            part.extend(more)
+    train, validation, test = (
+        Corpus(f"{name} {part}", tuple(own), tuple(domains), licence, source)
+        for part, own in zip(("train", "validation", "test"), parts, strict=True)
+    )
+    return TextSplits(train, validation, test)
+
+
+def _by_document(own: list[Document], shares: tuple[float, float]) -> list[list[Document]]:
+    watched, tested = (max(1, round(share * len(own))) for share in shares)
+    ends = (0, len(own) - watched - tested, len(own) - tested, len(own))
+    return [own[max(a, 0) : max(b, 0)] for a, b in pairwise(ends)]
+
+
+def cut(document: Document, shares: tuple[float, float]) -> list[Document]:
+    """A document as three, parted at ends of lines where there are some."""
+    text = document.text
+    places = [0]
+    for share in (sum(shares), shares[1]):
+        wanted = round(len(text) * (1 - share))
+        line = text.rfind("\n", places[-1], wanted) + 1
+        places.append(line if line > places[-1] else wanted)
+    return [replace(document, text=text[a:b]) for a, b in pairwise((*places, len(text)))]

@@ -1,0 +1,227 @@
+"""Causal language models of transformers as networks that teach and learn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.contracts import Batch, Net, Outputs, Spec
+from limbeck.errors import ConfigError, ShapeError
+from limbeck.nets.taps import capture
+from limbeck.nets.unembedding import Unembedding
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """What a language model reads, in the form that image networks say it in: no pixels.
+
+    Attributes:
+        channels: none.
+        size: none.
+        mean: none.
+        std: none.
+    """
+
+    channels: int = 0
+    size: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+class CausalLM(Net):
+    """A causal language model of transformers; it answers for the tokens that count.
+
+    Args:
+        network: the model, with ``base_model`` and an output embedding.
+
+    Attributes:
+        tokenizer: what it is saved with; None = nothing.
+
+    Raises:
+        ShapeError: its logits are not its last hidden states under its output embedding.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer: Any = None
+        self._adapters: tuple[Any, ...] = ()  # unregistered: its weights are the network's own
+        check_head(network)
+
+    def unembedding(self) -> Unembedding:
+        """The last layer."""
+        return unembedding(self.network)
+
+    def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
+        """What follows each token that counts.
+
+        Args:
+            batch: token ids [B, T], with ``rows`` and maybe ``segments``.
+            taps: module paths inside the network; their outputs [B, T, D] keep all tokens.
+            teacher: not read.
+        """
+        with capture(self.network, taps) as features:
+            hidden = batch.counted(self.hidden(batch.inputs, batch.segments))
+        head = self.unembedding()
+        logits = head.logits(hidden) if self.projects else hidden.new_empty(len(hidden), 0)
+        return Outputs(logits=logits, features=features, hidden=hidden, unembedding=head)
+
+    def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+        """The last hidden states [B, T, D] of token ids [B, T]."""
+        body: Any = self.network.base_model
+        found: Tensor = body(
+            input_ids=ids, use_cache=False, **within(segments, dtype_of(body))
+        ).last_hidden_state
+        return found
+
+    def save(self, folder: Path) -> bool:
+        """Write a folder that ``from_pretrained`` loads, with the tokenizer; adapters are merged in."""
+        network: Any = self.network
+        if self._adapters:
+            network = copy.deepcopy(self._adapters[0]).merge_and_unload()
+        network.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        return True
+
+
+def within(segments: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Mask and positions with which each token [B, T] reads its own document alone; nothing for None."""
+    if segments is None:
+        return {}
+    count = segments.shape[1]
+    same = segments[:, :, None] == segments[:, None, :]
+    causal = torch.ones(count, count, dtype=torch.bool, device=segments.device).tril()
+    mask = torch.zeros(same.shape, dtype=dtype, device=segments.device)
+    mask = mask.masked_fill(~(same & causal), torch.finfo(dtype).min)
+    place = torch.arange(count, device=segments.device).expand_as(segments)
+    first = torch.ones_like(segments, dtype=torch.bool)
+    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    start = torch.where(first, place, 0).cummax(1).values
+    return {"attention_mask": mask[:, None], "position_ids": place - start}
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The type of a network's weights."""
+    return next(p.dtype for p in network.parameters() if p.is_floating_point())
+
+
+def unembedding(network: nn.Module) -> Unembedding:
+    """A model's last layer, with what its family does to the logits.
+
+    Raises:
+        ShapeError: it has no output embedding.
+    """
+    model: Any = network
+    layer = model.get_output_embeddings()
+    if layer is None:
+        raise ShapeError(f"{type(network).__name__} has no output embedding: take a causal language model")
+    config = model.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Unembedding(layer.weight, getattr(layer, "bias", None), scale=scale, cap=cap)
+
+
+@torch.no_grad()
+def check_head(network: nn.Module) -> None:
+    """Raise ``ShapeError`` unless the logits are the last hidden states under the output embedding."""
+    model: Any = network
+    was, place = model.training, next(model.parameters()).device
+    model.eval()
+    ids = torch.arange(4, device=place)[None] % model.config.vocab_size
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    said, own = (
+        model(input_ids=ids, use_cache=False).logits[0].float(),
+        unembedding(model).logits(hidden).float(),
+    )
+    model.train(was)
+    if said.shape != own.shape or not torch.allclose(
+        said, own, rtol=1e-2, atol=1e-2 * float(said.abs().max())
+    ):
+        raise ShapeError(
+            f"{type(network).__name__} does more to its last hidden states than its output embedding: "
+            "its logits cannot be taken apart; name another model"
+        )
+
+
+def fit_vocabulary(network: nn.Module, spec: Spec, what: str) -> None:
+    """Raise ``ConfigError`` where the model has fewer tokens than the tokenizer, or reads shorter rows."""
+    model: Any = network
+    have, longest = len(unembedding(model).weight), getattr(model.config, "max_position_embeddings", None)
+    if have < spec.classes:
+        raise ConfigError(
+            f"the {what} has {have} tokens but the tokenizer {spec.classes}: name the tokenizer of the "
+            f"{what} as data.tokenizer"
+        )
+    if longest is not None and spec.size > longest:
+        raise ConfigError(
+            f"data.length is {spec.size} but the {what} reads at most {longest} tokens: set data.length to "
+            f"{longest} or less"
+        )
+
+
+def keep_layers(network: nn.Module, kept: tuple[int, ...]) -> None:
+    """Leave only those of a model's decoder layers, numbered from 0, in that order.
+
+    Raises:
+        ConfigError: a layer that is not there, or an order that is not rising.
+        ShapeError: the model's layers cannot be found.
+    """
+    model: Any = network
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ShapeError(f"{type(network).__name__} keeps its layers elsewhere than in base_model.layers")
+    if list(kept) != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= len(layers):
+        raise ConfigError(f"layers is {list(kept)} but must be rising numbers from 0 to {len(layers) - 1}")
+    model.base_model.layers = nn.ModuleList(layers[place] for place in kept)
+    for place, layer in enumerate(model.base_model.layers):
+        for part in layer.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = place
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None) is not None:
+        model.config.layer_types = [model.config.layer_types[place] for place in kept]
+
+
+def spread(count: int, total: int) -> tuple[int, ...]:
+    """``count`` of ``total`` layers, as evenly spaced as can be, with the first and the last.
+
+    Raises:
+        ConfigError: fewer than 1 or more than there are.
+    """
+    if not 1 <= count <= total:
+        raise ConfigError(f"layers is {count} but the model has {total}: allowed are 1 to {total}")
+    if count == 1:
+        return (0,)
+    return tuple(round(place * (total - 1) / (count - 1)) for place in range(count))
+
+
+def adapted(network: nn.Module, settings: Mapping[str, Any]) -> CausalLM:
+    """``network`` with low-rank adapters (LoRA) that alone learn.
+
+    Args:
+        settings: fields of ``peft.LoraConfig``.
+
+    Raises:
+        ConfigError: peft is missing, or refuses the settings.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError("lora needs the library peft: pip install 'limbeck[language]'") from error
+    try:
+        wrapped = peft.get_peft_model(network, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"lora is {dict(settings)}, which peft refuses: {str(error).splitlines()[0]}"
+        ) from error
+    net = CausalLM(network)
+    net._adapters = (wrapped,)
+    return net

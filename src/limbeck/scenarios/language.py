@@ -1,0 +1,346 @@
+"""A language model that learns from texts, a teacher, or both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.contracts import Batch, Net, Outputs, Scenario, Selection, Spec
+from limbeck.data.texts import Reading, TextSplits
+from limbeck.data.together import Going
+from limbeck.data.tokenizers import special_of, tokenizer_of, vocabulary_hash
+from limbeck.data.tokens import Rows, TokenBatches, rows_of
+from limbeck.engine import shared
+from limbeck.engine.fit import Source, Turn, autocast, fit
+from limbeck.engine.optim import Optim
+from limbeck.engine.run import Run
+from limbeck.engine.seeds import derive
+from limbeck.engine.state import value_hash
+from limbeck.errors import ConfigError
+from limbeck.metrics import cost as costs
+from limbeck.nets.causal_lm import CausalLM
+from limbeck.nets.language_models import load_model
+from limbeck.scenarios import token_figures
+from limbeck.scenarios.course import Lessons, facts_of
+from limbeck.scenarios.fit_together import check_objectives, has_teacher, load_data
+from limbeck.scenarios.pair import Pair, build_student, constants, hashes, with_weights
+from limbeck.scenarios.selected import Selected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language(Scenario):
+    """A causal language model trained on texts, from their tokens, a teacher, or both.
+
+    A teacher that learns is trained first, on the same texts; then it stands still.
+
+    Attributes:
+        epochs: passes over the rows of tokens, or rounds of ``epoch_steps``.
+        epoch_steps: steps of an epoch, the rows going round; None = once over the rows.
+        batch_size: rows per step.
+        eval_batch_size: rows per evaluation step.
+        eval_rows: rows of the test part that figures are taken on, from its beginning; None = all.
+        optim: the student's optimiser.
+        teacher_epochs: epochs of a teacher that learns; None = as many as the student's.
+        teacher_optim: its optimiser; None = the student's.
+    """
+
+    epochs: int = 1
+    epoch_steps: int | None = None
+    batch_size: int = 16
+    eval_batch_size: int = 16
+    eval_rows: int | None = None
+    optim: Optim = field(default_factory=lambda: Optim(name="adamw", lr=3e-3, schedule="cosine", clip=1.0))
+    teacher_epochs: int | None = None
+    teacher_optim: Optim | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "epoch_steps", "batch_size", "eval_batch_size", "eval_rows", "teacher_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: allowed are values of at least 1")
+
+    def check(self, recipe: Any) -> None:
+        """Preflight: texts, tokenizers, and whether both networks read text."""
+        check_texts(recipe)
+        check_objectives(recipe)
+        Tokens(recipe)
+
+    def open_student(self, recipe: Any, folder: Path, figures: Mapping[str, Any]) -> Net:
+        """The student of a finished run, from the folder that its own library loads."""
+        return CausalLM(load_model(str(folder))).eval()
+
+    def load_student(self, recipe: Any, state: dict[str, Tensor], classes: int) -> Net:
+        """The student of a finished run, in evaluation mode, from its state."""
+        return with_weights(build_student(recipe, Tokens(recipe).spec, recipe.seed), state)
+
+    def run(self, recipe: Any, run: Run) -> dict[str, Any]:
+        """Train on the recipe's texts; returns the figures on their test part."""
+        desk = Desk(self, recipe, run)
+        pair = desk.pair
+        if pair.learns:
+            self.teach(pair, desk)
+        lessons = Lessons(pair, desk.everything, desk.learning, desk.held_out, self.optim)
+        selection = recipe.selector.prepare(lessons)
+        run.modules.add_module("selector", selection)
+        self.train(pair, desk, selection)
+        found = self.measure(pair, desk)
+        return {
+            "recipe": recipe.name, "scenario": "language", "seed": run.seed, **desk.about(),
+            "protocol": self.protocol() | desk.protocol(), **found, **facts_of(selection), **pair.facts(),
+        }  # fmt: skip
+
+    def teach(self, pair: Pair, desk: Desk) -> None:
+        """The stage ``teacher``: it learns the texts, or is taken from a run that taught it the same way."""
+        run, teacher = pair.run, pair.teacher
+        assert teacher is not None
+        epochs, optim = self.teacher_epochs or self.epochs, self.teacher_optim or self.optim
+        key = desk.teacher_key() | {"epochs": epochs, "optim": repr(optim), "steps": self.epoch_steps}
+        book, reuse = shared.Teachers(pair.root, key), run.settings.reuse_teachers
+        pair.teach(True)
+        if not (reuse and book.take(run, "teacher", teacher)):
+            source = desk.source(desk.learning)
+            run.meter.plan["teacher"] = source.steps * epochs
+            fit(
+                run,
+                "teacher",
+                [Turn("teacher", pair.lesson(None), optim, constants(pair.nets()))],
+                source,
+                epochs,
+            )
+            if reuse and run.pending is None:
+                book.keep(teacher, run.seconds["teacher"])
+        teacher.finish_task()
+
+    def train(self, pair: Pair, desk: Desk, selection: Selection) -> None:
+        """The stage ``train``; the teacher is asked once for each row where rows come again."""
+        run, frozen = pair.run, constants(pair.nets())
+        source = desk.source(desk.learning, selection)
+        ask, captured = None, None
+        if pair.teacher is not None:
+            pair.teach(False)
+            frozen["teacher"] = pair.teacher
+            rounds = source.steps * self.epochs / desk.learning.steps
+            captured = pair.captured_teacher(desk.learning, math.ceil(rounds)) if rounds > 1 else None
+            ask = pair.ask_live if captured is None else pair.remembered(captured)
+        pair.start("train", desk.learning.index, desk.learning.labels)
+        run.meter.plan["train"] = source.steps * self.epochs
+        turns = [Turn("student", pair.distillation(None, ask, selection), self.optim, frozen)]
+        lesson = selection.lesson()
+        if lesson is not None:
+            turns.insert(0, Turn("selector", *lesson, {}))
+        fit(run, "train", turns, source, self.epochs)
+        pair.student.finish_task()
+        if captured is not None:
+            captured.delete()
+
+    def measure(self, pair: Pair, desk: Desk) -> dict[str, Any]:
+        """Figures of both networks over the tokens of the test part."""
+
+        def compute() -> dict[str, Any]:
+            return judged(pair, desk.test) | {"cost": {"teacher": None} | cost(pair, desk.test)}
+
+        found: dict[str, Any] = pair.run.once("evaluation", compute)
+        return found
+
+    def protocol(self) -> dict[str, Any]:
+        """What a reader must know to compare the figures with others."""
+        return {
+            "epochs": self.epochs, "epoch_steps": self.epoch_steps, "batch": self.batch_size,
+            "optimiser": f"{self.optim.name}, lr {self.optim.lr}", "ema": self.optim.ema,
+            "evaluated": "last epoch, on the test texts; nothing is chosen on them",
+            "interval": "95 %, of the test tokens taken as independent, not of seeds",
+        }  # fmt: skip
+
+
+def check_texts(recipe: Any) -> None:
+    """Raise unless data and networks are made for text."""
+    if not isinstance(recipe.data, Reading):
+        raise ConfigError(
+            f"data is {type(recipe.data).__name__}, which holds no texts: take python_texts, text_files, "
+            "jsonl or hub_texts, or another scenario"
+        )
+    for who in ("student", "teacher"):
+        choice = getattr(recipe, who)
+        if (who == "student" or has_teacher(recipe)) and choice.input_spec().channels:
+            raise ConfigError(
+                f"the {who} is {type(choice).__name__}, which reads images: take a language model"
+            )
+
+
+class Tokens:
+    """The texts of a recipe as its networks read them.
+
+    Args:
+        recipe: its data names the texts and how they are read.
+
+    Raises:
+        ConfigError: no tokenizer is named, or teacher and student read different tokens and nothing aligns
+            them.
+    """
+
+    def __init__(self, recipe: Any) -> None:
+        self.splits: TextSplits = load_data(recipe)
+        reading: Reading = recipe.data
+        self.tokenizer = self._tokenizer(recipe, reading.tokenizer)
+        other = recipe.teacher.tokenizer() if has_teacher(recipe) else None
+        same = other is None or vocabulary_hash(other) == vocabulary_hash(self.tokenizer)
+        self.other = None if same else other
+        aligned = any(getattr(objective, "aligns", False) for objective in recipe.objective)
+        if self.other is not None and not aligned:
+            raise ConfigError(
+                f"teacher and student read different tokens ({_size(other)} and {_size(self.tokenizer)}): "
+                "take a student with the teacher's tokenizer, or the objective uld, which aligns them"
+            )
+        self.spec = Spec(
+            classes=_size(self.tokenizer), channels=0, size=reading.length, special=special_of(self.tokenizer)
+        )
+
+    def _tokenizer(self, recipe: Any, name: str | None) -> Any:
+        if name is not None:
+            return tokenizer_of(name, self.splits.train)
+        found = recipe.student.tokenizer()
+        if found is None and has_teacher(recipe):
+            found = recipe.teacher.tokenizer()
+        if found is None:
+            raise ConfigError(
+                "data.tokenizer is null but neither student nor teacher brings one: set it to characters, "
+                "bpe:4096, or a model's name"
+            )
+        return found
+
+
+def _size(tokenizer: Any) -> int:
+    return len(tokenizer)
+
+
+class Desk:
+    """The texts of one run in batches, and the pair that works on them.
+
+    Attributes:
+        everything: the rows of the training and of the validation part.
+        held_out: places [m] of the latter.
+        learning: the batches of the training.
+        test: the batches of the evaluation.
+    """
+
+    def __init__(self, plan: Language, recipe: Any, run: Run) -> None:
+        self.plan, self.recipe, self.run = plan, recipe, run
+        self.tokens = Tokens(recipe)
+        splits, reading = self.tokens.splits, recipe.data
+        train, validation = (self._rows(part, reading) for part in (splits.train, splits.validation))
+        whole = [one.joined(other) if one is not None and other is not None else None
+                 for one, other in zip(train, validation, strict=True)]  # fmt: skip
+        tested = self._rows(splits.test, reading)
+        assert train[0] is not None and whole[0] is not None and tested[0] is not None
+        self.train_rows, self.test_rows = train[0], tested[0]
+        places = torch.arange(len(whole[0]))
+        index, self.held_out = places[: len(train[0])], places[len(train[0]) :]
+        seed = derive(run.seed, "batches")
+        self.everything = TokenBatches(
+            whole[0], batch_size=plan.eval_batch_size, shuffle=False, other=whole[1]
+        )
+        self.learning = TokenBatches(whole[0], index, batch_size=plan.batch_size, seed=seed, other=whole[1])
+        count = min(plan.eval_rows or len(tested[0]), len(tested[0]))
+        self.test = TokenBatches(
+            tested[0], torch.arange(count), batch_size=plan.eval_batch_size, shuffle=False, other=tested[1]
+        )
+        example = next(iter(self.learning.in_order(2).epoch(0)))
+        self.pair = Pair(recipe, run, self.tokens.spec, example, samples=len(whole[0]))
+        for part in self.pair.student.modules():
+            if isinstance(part, CausalLM):
+                part.tokenizer = self.tokens.tokenizer  # what it is saved with
+
+    def _rows(self, corpus: Any, reading: Reading) -> tuple[Rows, Rows | None]:
+        own = rows_of(corpus, self.tokens.tokenizer, reading)
+        return own, None if self.tokens.other is None else rows_of(corpus, self.tokens.other, reading)
+
+    def source(self, batches: TokenBatches, selection: Selection | None = None) -> Source:
+        """The batches of a stage: those that were selected, as many to an epoch as the scenario says."""
+        steps = self.plan.epoch_steps
+        if selection is not None:
+            return Selected(batches, selection, self.run, steps=steps)
+        return batches if steps is None else Going(batches, steps)
+
+    def teacher_key(self) -> dict[str, Any]:
+        """All that the teacher's weights depend on, besides epochs and optimiser."""
+        settings, teacher = self.run.settings, self.pair.teacher
+        return {
+            "teacher": repr(self.recipe.teacher), "data": self.learning.describe(), "seed": self.run.seed,
+            "index": value_hash(self.learning.index.tolist()), "batch": self.plan.batch_size,
+            "constants": hashes({"teacher": teacher} if teacher is not None else {}),
+            "precision": settings.precision, "compile": settings.compile, "device": self.run.device.type,
+        }  # fmt: skip
+
+    def about(self) -> dict[str, Any]:
+        """The data's name, licence and source."""
+        train = self.tokens.splits.train
+        return {
+            "data": self.tokens.splits.name, "data_licence": train.licence, "data_source": train.source
+        }  # fmt: skip
+
+    def protocol(self) -> dict[str, Any]:
+        """What the run's texts were."""
+        return {
+            "vocabulary": self.tokens.spec.classes, "length": self.recipe.data.length,
+            "packed": self.recipe.data.pack, "training_rows": len(self.learning.index),
+            "training_tokens": self.train_rows.counted, "validation_rows": len(self.held_out),
+            "test_rows": len(self.test.index),
+            "test_tokens": sum(len(batch.labels) for batch in self.test.epoch(0)),
+        }  # fmt: skip
+
+
+@torch.no_grad()
+def judged(pair: Pair, test: TokenBatches) -> dict[str, Any]:
+    """Both networks' figures over the tokens of ``test``, and how near they are."""
+    said: dict[str, list[dict[str, Tensor]]] = {"student": [], "teacher": [], "fidelity": []}
+    domain = []
+    nets = pair.nets()
+    for net in nets.values():
+        net.eval()
+    for batch in test.epoch(0):
+        moved = batch.to(pair.run.device)
+        with autocast(pair.run):
+            answers = {who: net(moved if who == "student" else pair.told(moved)) for who, net in nets.items()}
+        for who, answer in answers.items():
+            said[who].append(token_figures.told(answer, moved if who == "student" else pair.told(moved)))
+        if "teacher" in answers and batch.other is None:
+            said["fidelity"].append(token_figures.compared(answers["student"], answers["teacher"]))
+        assert batch.rows is not None
+        domain.append(test.labels[batch.index][batch.rows // batch.inputs.shape[1]])
+    found: dict[str, Any] = {"teacher": None, "fidelity": None, "paths": {}}
+    for who in nets:
+        whole = {name: torch.cat([part[name] for part in said[who]]) for name in said[who][0]}
+        names = test.rows.domains if test.other is None or who == "student" else ()
+        found[who] = token_figures.side(whole, torch.cat(domain), names)
+    if said["fidelity"]:
+        parts = said["fidelity"]
+        found["fidelity"] = token_figures.between({k: torch.cat([p[k] for p in parts]) for k in parts[0]})
+    return found
+
+
+def cost(pair: Pair, test: TokenBatches) -> dict[str, Any]:
+    """Parameters, multiply-adds and latency of each network on one row of tokens, with all its logits."""
+    batch = next(iter(test.in_order(1).epoch(0))).to(pair.run.device)
+    learning = pair.trainable()
+    found: dict[str, Any] = {}
+    for who, net in pair.nets().items():
+        read = batch if who == "student" else pair.told(batch)
+
+        def answer(net: Net = net, read: Batch = read) -> Tensor:
+            outputs: Outputs = net(read)
+            assert outputs.hidden is not None and outputs.unembedding is not None
+            return outputs.unembedding.logits(outputs.hidden)
+
+        found[who] = {
+            "parameters": costs.parameters(net),
+            "trainable": learning[who],
+            "multiply_adds": costs.multiply_adds(answer),
+            "latency_ms": costs.latency(answer),
+        }
+    return found

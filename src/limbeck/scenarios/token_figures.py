@@ -1,0 +1,93 @@
+"""What language models say of the tokens that count, token by token, and the figures made of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.contracts import Batch, Outputs
+from limbeck.errors import NonFiniteError
+from limbeck.metrics import accuracy, calibration
+
+CHUNK = 512  # rows whose probabilities are held at a time
+Figures = dict[str, Any]
+
+
+@torch.no_grad()
+def told(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+    """What one network says of each token that counts, each [R]: ``nll`` in nats, ``right`` and
+    ``confidence`` in the most probable token."""
+    found: dict[str, list[Tensor]] = {"nll": [], "right": [], "confidence": []}
+    for shares, labels in zip(probabilities(outputs), torch.split(batch.labels, CHUNK), strict=True):
+        best, guess = shares.max(1)
+        found["nll"].append(-shares.gather(1, labels[:, None]).squeeze(1))
+        found["right"].append((guess == labels).float())
+        found["confidence"].append(best.exp())
+    return {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
+
+
+@torch.no_grad()
+def compared(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+    """How near two networks are at each token, each [R].
+
+    ``kl`` is KL(teacher || student) and ``reverse_kl`` the other one, in nats; ``same`` whether both find the
+    same token most probable; ``acceptance`` the sum over tokens of the smaller probability: how often
+    speculative decoding would take the student's token.
+    """
+    found: dict[str, list[Tensor]] = {"kl": [], "reverse_kl": [], "same": [], "acceptance": []}
+    for own, other in zip(probabilities(student), probabilities(teacher), strict=True):
+        width = min(own.shape[1], other.shape[1])
+        own, other = own[:, :width], other[:, :width]
+        gap = torch.where(torch.isfinite(own) & torch.isfinite(other), other - own, 0.0)
+        found["kl"].append((other.exp() * gap).sum(1))
+        found["reverse_kl"].append(-(own.exp() * gap).sum(1))
+        found["same"].append((own.argmax(1) == other.argmax(1)).float())
+        found["acceptance"].append(torch.minimum(own, other).exp().sum(1))
+    return {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
+
+
+def probabilities(outputs: Outputs) -> Iterator[Tensor]:
+    """Log-probabilities of the next token, some rows [r, V] at a time."""
+    assert outputs.hidden is not None and outputs.unembedding is not None
+    for hidden in torch.split(outputs.hidden, CHUNK):
+        yield outputs.unembedding.logits(hidden).float().log_softmax(1)
+
+
+def side(values: Mapping[str, Tensor], domain: Tensor, domains: tuple[str, ...]) -> Figures:
+    """One network's figures from what ``told`` gives over all tokens; ``domain`` [R] is each token's.
+
+    Raises:
+        NonFiniteError: a token's probability is no number.
+    """
+    nll, right, confidence = (values[name] for name in ("nll", "right", "confidence"))
+    if not torch.isfinite(nll).all():
+        raise NonFiniteError("a prediction is not finite: lower scenario.optim.lr")
+    hits, count = int(right.sum()), len(right)
+    found: Figures = {
+        "accuracy": 100 * hits / count,
+        "accuracy_interval": list(accuracy.wilson(hits, count)),
+        "nll": float(nll.double().mean()),
+        "perplexity": math.exp(float(nll.double().mean())),
+        "reliability": calibration.confidence_bins(confidence, right, 15),
+        "ece": calibration.confidence_error(confidence, right),
+    }
+    if len(domains) > 1:
+        found["domain_perplexity"] = {
+            name: math.exp(float(nll[domain == number].double().mean()))
+            for number, name in enumerate(domains)
+        }
+    return found
+
+
+def between(values: Mapping[str, Tensor]) -> Figures:
+    """The figures of fidelity from what ``compared`` gives over all tokens; agreement in percent."""
+    return {
+        "agreement": 100 * float(values["same"].mean()),
+        "kl": float(values["kl"].double().mean()),
+        "reverse_kl": float(values["reverse_kl"].double().mean()),
+        "acceptance": float(values["acceptance"].double().mean()),
+    }
