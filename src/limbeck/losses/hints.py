@@ -39,7 +39,7 @@ def hint_mse(
     """
     same_shape("features", student, teacher)
     own, other = full_precision(student), full_precision(teacher.detach())
-    if mask is None and weights is None and reduction == "mean":
+    if mask is None and weights is None and reduction == "mean" and own.numel():
         return F.mse_loss(own, other)
     error = (own - other).square()
     axes = max(1, mask.ndim if mask is not None else 1, weights.ndim if weights is not None else 1)

@@ -55,7 +55,7 @@ def reduce(
         raise unknown("reduction", reduction, get_args(Reduction))
     if weights is not None:
         items = items * _leading("weights", weights, items).to(items.dtype)
-    counted: Tensor | int = items.numel()
+    counted: Tensor | int = max(items.numel(), 1)
     if mask is not None:
         mask = _leading("mask", mask, items).bool().expand_as(items)
         items = torch.where(mask, items, torch.zeros_like(items))
