@@ -57,11 +57,10 @@ def mamba(case: Any) -> dict[str, Any]:
 
 def router(case: Any) -> dict[str, Any]:
     args, w2 = case.args, case.leaf("w2")
-    assert args["leaky_slope"] == 0.01
     counts = tuple(args["options"])
     options = Options(hidden=counts, ffn=counts, heads=counts, layers=counts)
     width, budgets = case["w1"].shape
-    module = Router(budgets, options, torch.Generator().manual_seed(0), width).double()
+    module = Router(budgets, options, torch.Generator().manual_seed(0), width, args["leaky_slope"]).double()
     weights = {"0.weight": case["w1"], "0.bias": case["b1"], "2.weight": w2, "2.bias": case["b2"]}
     z = torch.func.functional_call(module.heads["ffn"], weights, (case["onehot"],))
     pi = losses.gumbel_softmax(z, case["gumbel_noise"], args["tau"])

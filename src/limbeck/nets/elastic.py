@@ -173,8 +173,8 @@ class ElasticLM(SharedWeights):
                 ones = model(input_ids=ids, use_cache=False).logits
         if not torch.allclose(plain, ones, rtol=0, atol=ALIKE * float(plain.abs().max())):
             raise ShapeError(
-                f"{type(self.network).__name__} gives something else under a mask of ones: its layers are not "
-                "those of the Llama family"
+                f"{type(self.network).__name__} gives something else under a mask of ones: its layers are "
+                "not those of the Llama family"
             )
 
 
@@ -253,17 +253,24 @@ class Router(nn.Module):
         options: what there is to choose from.
         generator: source of the first weights.
         width: of the hidden layer.
+        slope: of LeakyReLU below 0; the paper gives none.
 
     Source: Nemotron Elastic (arXiv 2511.16664), eq. 6 to 8.
-    Differs: the slope of LeakyReLU is not given; 0.01 here.
     """
 
-    def __init__(self, budgets: int, options: Options, generator: torch.Generator, width: int = 256) -> None:
+    def __init__(
+        self,
+        budgets: int,
+        options: Options,
+        generator: torch.Generator,
+        width: int = 256,
+        slope: float = 0.01,
+    ) -> None:
         super().__init__()
         self.options = options
         with seeded(generator):
             self.heads = nn.ModuleDict(
-                {axis: _perceptron(budgets, width, len(getattr(options, axis))) for axis in AXES}
+                {axis: _perceptron(budgets, width, len(getattr(options, axis)), slope) for axis in AXES}
             )
 
     def forward(self, budget: Tensor) -> dict[str, Tensor]:
@@ -277,8 +284,8 @@ class Router(nn.Module):
         return Sizes(**{axis: getattr(self.options, axis)[place] for axis, place in best.items()})
 
 
-def _perceptron(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, width), nn.LeakyReLU(0.01), nn.Linear(width, outputs))
+def _perceptron(inputs: int, width: int, outputs: int, slope: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.LeakyReLU(slope), nn.Linear(width, outputs))
 
 
 def gumbel_noise(logits: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

@@ -158,12 +158,14 @@ def taken(weight: Tensor, along: Axes, cut: Cut, network: nn.Module) -> Tensor:
     size, full = head_size(network), whole(network)
     lengths = _lengths(network, cut)
     for axis, kind in enumerate(along):
+        if kind is None or weight.shape[axis] == lengths[kind]:
+            continue
         if kind == "query":
             before, after = weight.shape[:axis], weight.shape[axis + 1 :]
             grouped = weight.reshape(*before, full.key_heads, full.heads // full.key_heads, size, *after)
             grouped = grouped.narrow(axis, 0, cut.key_heads).narrow(axis + 1, 0, cut.heads // cut.key_heads)
             weight = grouped.flatten(axis, axis + 2)
-        elif kind is not None:
+        else:
             weight = weight.narrow(axis, 0, lengths[kind])
     return weight
 
