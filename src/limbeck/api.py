@@ -25,6 +25,7 @@ from limbeck.nets.backbones import read_weights
 from limbeck.nets.taps import core
 from limbeck.report.card import write_card
 from limbeck.report.page import write_page
+from limbeck.report.run import read_run
 
 RUNS = Path("runs")
 
@@ -132,6 +133,7 @@ def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe |
         "teacher_share": session.teacher_share(),
         "stages": {name: round(value, 3) for name, value in session.seconds.items()},
     }
+    figures["terms"] = read_run(folder).term_means()
     figures["versions"] = versions()
     student = session.modules.get_submodule("student")
     names = (figures.get("student") or {}).get("class_names") or []

@@ -47,13 +47,12 @@ class Figure:
 
 
 def lookup(tree: Mapping[str, Any], path: str) -> Any:
-    """What stands at the dotted ``path``; None where nothing does."""
-    here: Any = tree
-    for part in path.split("."):
-        if not isinstance(here, Mapping) or part not in here:
-            return None
-        here = here[part]
-    return here
+    """What stands at the dotted ``path``, of which a name may hold dots itself; None where nothing does."""
+    if path in tree:
+        return tree[path]
+    first, _, rest = path.partition(".")
+    inner = tree.get(first)
+    return lookup(inner, rest) if isinstance(inner, Mapping) and rest else None
 
 
 def number(value: float | None, unit: Unit) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from limbeck import plain
@@ -42,6 +43,17 @@ class Run:
     def of(self, kind: str) -> Iterator[Event]:
         """The events of one kind."""
         return (event for event in self.events if event.get("event") == kind)
+
+    def term_means(self) -> dict[str, dict[str, float]]:
+        """The mean over the logged steps of each loss term, weighted as in the loss, by stage and term."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for event in self.of("step"):
+            stage = found.setdefault(str(event["stage"]), {})
+            for name, value in event["terms"].items():
+                stage.setdefault(name, []).append(float(value))
+        return {
+            stage: {name: fmean(values) for name, values in terms.items()} for stage, terms in found.items()
+        }
 
     def logged_matrix(self, who: str) -> list[list[float | None]] | None:
         """The accuracy matrix as far as it was logged; None where ``who`` was never evaluated.
