@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,12 @@ from limbeck.errors import ConfigError, ShapeError
 from limbeck.losses.divergences import Divergence, Pair, centred, seen
 from limbeck.losses.reduction import full_precision
 from limbeck.losses.top_tokens import TopTokens, same_positions, top_values
-from limbeck.nets.unembedding import Unembedding
+
+if TYPE_CHECKING:  # the package of networks loads more than losses need
+    from limbeck.nets.unembedding import Unembedding
 
 CHUNK = 2**24  # logits of one network in a chunk: enough rows that the products take most of the time
-BLOCK = 2**18  # logits of one network in a block: a few such tensors fit a cache
+BLOCK = 2**17  # logits of one network in a block: a few such tensors fit a core's own cache
 PART = 2**22  # numbers of a weight that are brought to full precision at a time
 
 

@@ -7,7 +7,6 @@ student, both softmax(logits / T) over the V tokens; natural logarithms.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -373,10 +372,11 @@ def sequence_weights(sequence: Tensor, count: int) -> Tensor:
 
 
 def _log_mixture(pair: Pair, teacher: float) -> Tensor:
-    """log of teacher · p + (1 - teacher) · q, formed from logarithms: a probability may underflow."""
+    """log of teacher · p + (1 - teacher) · q; where both underflow it only has to be finite."""
     if teacher in (0, 1):
         return pair.log_p if teacher else pair.log_q
-    return torch.logaddexp(pair.log_p + math.log(teacher), pair.log_q + math.log1p(-teacher))
+    mixed = torch.add(teacher * pair.p, pair.q, alpha=1 - teacher)
+    return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
 
 
 def _share(name: str, value: float, *, one: bool = True) -> None:

@@ -80,7 +80,7 @@ class TAIDState(NamedTuple):
     @classmethod
     def begin(cls, t: float = 0.4) -> TAIDState:
         """The state before the first step."""
-        zero = torch.zeros((), dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float32)
         return cls(zero + t, zero, zero + torch.inf, zero, torch.zeros((), dtype=torch.int64))
 
 
