@@ -1,7 +1,6 @@
 """Pure losses: tensors in, tensor out. Each computes in at least float32 and detaches the teacher."""
 
 from limbeck.losses.attention import attention, attention_transfer
-from limbeck.losses.chunked import Hidden, Terms, chunked, chunked_items
 from limbeck.losses.correlation import dist, pearson
 from limbeck.losses.crd import likelihoods, noise_contrast, remembered
 from limbeck.losses.divergences import (
@@ -85,7 +84,6 @@ __all__ = [
     "AdaptiveKL",
     "Divergence",
     "ForwardKL",
-    "Hidden",
     "Pair",
     "Reduction",
     "ReverseKL",
@@ -93,7 +91,6 @@ __all__ = [
     "SkewReverseKL",
     "SymmetricKL",
     "TAIDState",
-    "Terms",
     "TopTokens",
     "TotalVariation",
     "angle_relations",
@@ -103,8 +100,6 @@ __all__ = [
     "attention_transfer",
     "budget_probabilities",
     "centred",
-    "chunked",
-    "chunked_items",
     "class_directions",
     "context",
     "contextual",
