@@ -255,6 +255,8 @@ class Objective:
 
     The module that ``build`` gives may also have
 
+    - ``prepare(course)``: called once before the student's training, when the teacher stands still, with
+      what a selector may look at too;
     - ``start(index, labels, generator)``: called before a stage with the samples [n] that it goes over, and
       the labels [N] of the whole data;
     - ``view(batch, at) -> Batch``: another batch that the student reads in the same step; what it says
@@ -470,14 +472,16 @@ class Course(Protocol):
         ...
 
     def probe(
-        self, name: str, epochs: int, *, taught: bool = False, after: Callable[[Net, int], None] | None = None
-    ) -> Net:
+        self, name: str, epochs: int, *, taught: bool = False, same_start: bool = False,
+        after: Callable[[Net, int], None] | None = None,
+    ) -> Net:  # fmt: skip
         """A fresh student trained beforehand on ``index``, in evaluation mode.
 
         Args:
             name: tells probes apart; another name starts from other weights.
-            epochs: passes over the data, with the scenario's optimiser.
+            epochs: passes over the data, or as many steps as an epoch has, with the scenario's optimiser.
             taught: by the recipe's objectives; else by the labels alone.
+            same_start: from the very weights that the student starts from.
             after: called with the network, in evaluation mode, and the number of each epoch that ends, in
                 order; also for epochs that a resumed run passes over, whose findings ``once`` has kept.
         """

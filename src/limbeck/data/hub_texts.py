@@ -20,6 +20,7 @@ class HubTexts(Reading, Dataset):
         length: T, tokens of a row.
         pack: documents stand behind one another in a row, none reading another; else each begins a row.
         template: whether prompts and answers are put into the tokenizer's chat template.
+        private: what finds private characters; see ``Reading``.
         path: name on the hub, for example ``openai/gsm8k``, or a local folder.
         config: name of the configuration, where the data set has several.
         text: column of what is learnt: the answer, or the whole text.

@@ -22,6 +22,7 @@ class JsonLines(Reading, Dataset):
         length: T, tokens of a row.
         pack: documents stand behind one another in a row, none reading another; else each begins a row.
         template: whether prompts and answers are put into the tokenizer's chat template.
+        private: what finds private characters; see ``Reading``.
         files: paths, or names in a data folder (``root``, or the environment's ``LIMBECK_DATA``).
         text: field of what is learnt: the answer, or the whole text.
         prompt: field of what stands before it; None = there is nothing.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import ConfigError, DataError, unknown
 
 Scores = npt.NDArray[np.float32]
 Detector = Callable[[str], Scores]
@@ -70,6 +70,19 @@ PATTERNS: dict[str, Pattern] = {
         0.5,
     ),
 }
+
+
+def pattern(name: str) -> Pattern:
+    """The pattern of that name in ``PATTERNS``, or the regular expression behind ``re:``.
+
+    Raises:
+        ConfigError: no such name, or no regular expression.
+    """
+    if name.startswith("re:"):
+        return Pattern(name.removeprefix("re:"))
+    if name not in PATTERNS:
+        raise unknown("pattern", name, [*PATTERNS, "re:..."])
+    return PATTERNS[name]
 
 
 def privacy_scores(text: str, detectors: Sequence[Detector] = tuple(PATTERNS.values())) -> Scores:

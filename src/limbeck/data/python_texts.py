@@ -63,6 +63,7 @@ class PythonTexts(Reading, Dataset):
         length: T, tokens of a row.
         pack: documents stand behind one another in a row, none reading another; else each begins a row.
         template: whether prompts and answers are put into the tokenizer's chat template.
+        private: what finds private characters; see ``Reading``.
         domains: which of ``docs``, ``code``, ``names`` and ``sums``.
         shares: part of each domain's characters that is taken, by domain; None = all of all.
         validation: share of the documents that is for validation.

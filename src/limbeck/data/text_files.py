@@ -21,6 +21,7 @@ class TextFiles(Reading, Dataset):
         length: T, tokens of a row.
         pack: documents stand behind one another in a row, none reading another; else each begins a row.
         template: whether prompts and answers are put into the tokenizer's chat template.
+        private: what finds private characters; see ``Reading``.
         files: paths, or names in a data folder (``root``, or the environment's ``LIMBECK_DATA``).
         test_files: files of the test part, one per file, of the same domains; None = the end of each file.
         validation: share of each file that is for validation.

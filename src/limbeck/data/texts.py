@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from limbeck.data.privacy import Pattern, pattern
 from limbeck.errors import ConfigError, DataError
 
 FEW = 20  # documents of a domain up to which each of them is cut
@@ -21,11 +22,13 @@ class Document:
         text: what a model learns to write.
         prompt: what stands before it; it is read, but none of it counts.
         domain: which of the corpus' domains it is of.
+        ends: whether the end token follows; a piece of a longer text does not end.
     """
 
     text: str
     prompt: str = ""
     domain: int = 0
+    ends: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Corpus:
         """SHA-256 over all documents: 64 hexadecimal digits."""
         digest = hashlib.sha256(repr(self.domains).encode())
         for document in self.documents:
-            digest.update(repr((document.text, document.prompt, document.domain)).encode())
+            digest.update(repr((document.text, document.prompt, document.domain, document.ends)).encode())
         return digest.hexdigest()
 
 
@@ -103,19 +106,32 @@ class Reading:
         length: T, tokens of a row.
         pack: documents stand behind one another in a row, none reading another; else each begins a row.
         template: whether prompts and answers are put into the tokenizer's chat template.
+        private: what finds private characters: keys of ``privacy.PATTERNS``, or regular expressions behind
+            ``re:``. Each token to be said then carries how private it is, as the mark ``privacy``.
 
     Raises:
-        ConfigError: a length below 2.
+        ConfigError: a length below 2, or no such pattern.
     """
 
     tokenizer: str | None = None
     length: int = 128
     pack: bool = True
     template: bool = False
+    private: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.length < 2:
             raise ConfigError(f"length is {self.length}: allowed are values of at least 2")
+        self.detectors()
+
+    @property
+    def reading(self) -> Reading:
+        """How the texts are read; a data set that wraps another one has that one's."""
+        return self
+
+    def detectors(self) -> tuple[Pattern, ...]:
+        """What ``private`` names."""
+        return tuple(pattern(name) for name in self.private)
 
 
 def three(

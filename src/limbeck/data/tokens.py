@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from limbeck.contracts import Batch
 from limbeck.data.ordered import Ordered
+from limbeck.data.privacy import Scores, privacy_scores, token_scores
 from limbeck.data.texts import Corpus, Document, Reading
 from limbeck.errors import ConfigError, DataError
 
 UNCOUNTED = -100  # in place of a next token that does not count
+PRIVACY = "privacy"  # the mark that says how private a token is, in 0 .. 1
 
 Numbers = npt.NDArray[np.int64]
 
@@ -77,6 +79,22 @@ class Rows:
         return digest.hexdigest()
 
 
+class Piece(NamedTuple):
+    """Some tokens of one document.
+
+    Attributes:
+        read: their ids [n].
+        said: what each is followed by [n], or ``UNCOUNTED``.
+        marks: numbers [n] of what is said, by name.
+        domain: the document's.
+    """
+
+    read: Numbers
+    said: Numbers
+    marks: dict[str, Scores]
+    domain: int
+
+
 def rows_of(corpus: Corpus, tokenizer: Any, reading: Reading) -> Rows:
     """The corpus in rows.
 
@@ -86,33 +104,38 @@ def rows_of(corpus: Corpus, tokenizer: Any, reading: Reading) -> Rows:
     Raises:
         DataError: no token counts.
     """
-    pieces: list[tuple[Numbers, Numbers, int]] = []
+    pieces: list[Piece] = []
     prompts = []
     for document in corpus.documents:
         asked, told = encode(document, tokenizer, template=reading.template)
+        marks = {PRIVACY: _privacy(document, tokenizer, reading, len(told))} if reading.private else {}
         if document.prompt:
             prompts.append((asked, document.text))
-        pieces += _pieces(asked, told, reading.length, document.domain)
-    if not any((said != UNCOUNTED).any() for _, said, _ in pieces):
+        pieces += _pieces(asked, told, marks, reading.length, document.domain)
+    if not any((piece.said != UNCOUNTED).any() for piece in pieces):
         raise DataError(f"{corpus.name}: no token counts: prompts alone fill the rows; raise data.length")
-    pad = _pad(tokenizer)
     rows = list(_packed(pieces, reading.length) if reading.pack else ([piece] for piece in pieces))
     shape = (len(rows), reading.length)
-    ids, said = np.full(shape, pad, np.int64), np.full(shape, UNCOUNTED, np.int64)
-    segments = np.zeros(shape, np.int64)
+    ids, said = np.full(shape, _pad(tokenizer), np.int64), np.full(shape, UNCOUNTED, np.int64)
+    segments, marks = (
+        np.zeros(shape, np.int64),
+        {name: np.zeros(shape, np.float32) for name in pieces[0].marks},
+    )
     for row, parts in enumerate(rows):
         at = 0
-        for number, (read, next_, _) in enumerate(parts):
-            ids[row, at : at + len(read)], said[row, at : at + len(read)] = read, next_
-            segments[row, at : at + len(read)] = number
-            at += len(read)
+        for number, piece in enumerate(parts):
+            place = (row, slice(at, at + len(piece.read)))
+            ids[place], said[place], segments[place] = piece.read, piece.said, number
+            for name, values in marks.items():
+                values[place] = piece.marks[name]
+            at += len(piece.read)
         segments[row, at:] = len(parts)
     several = any(len(parts) > 1 for parts in rows)
     return Rows(
         name=corpus.name, ids=torch.from_numpy(ids), following=torch.from_numpy(said),
         segments=torch.from_numpy(segments) if several else None,
-        domain=torch.tensor([parts[0][2] for parts in rows]), domains=corpus.domains,
-        prompts=tuple(prompts),
+        domain=torch.tensor([parts[0].domain for parts in rows]), domains=corpus.domains,
+        marks={name: torch.from_numpy(values) for name, values in marks.items()}, prompts=tuple(prompts),
     )  # fmt: skip
 
 
@@ -122,7 +145,7 @@ def encode(document: Document, tokenizer: Any, *, template: bool = False) -> tup
     Raises:
         ConfigError: a chat template is asked for, but the tokenizer has none.
     """
-    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ends = [] if tokenizer.eos_token_id is None or not document.ends else [tokenizer.eos_token_id]
     if not template:
         return _ids(tokenizer, document.prompt), [*_ids(tokenizer, document.text), *ends]
     if not getattr(tokenizer, "chat_template", None):
@@ -137,33 +160,50 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return found
 
 
+def _privacy(document: Document, tokenizer: Any, reading: Reading, count: int) -> Scores:
+    """How private each of the ``count`` tokens of a document's text is, 0 for the end token."""
+    found = np.zeros(count, np.float32)
+    scores = privacy_scores(document.text, reading.detectors())
+    if scores.any():
+        try:
+            offsets = tokenizer(
+                document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )["offset_mapping"]
+        except NotImplementedError as error:
+            raise ConfigError(
+                "data.private needs to know which characters a token covers, which this tokenizer does not "
+                "tell: name another one as data.tokenizer"
+            ) from error
+        found[: len(offsets)] = token_scores(scores, offsets)
+    return found
+
+
 def _pieces(
-    asked: Sequence[int], told: Sequence[int], length: int, domain: int
-) -> Iterator[tuple[Numbers, Numbers, int]]:
-    """A document in pieces of at most ``length`` tokens: what is read, what is said, the domain."""
+    asked: Sequence[int], told: Sequence[int], marks: Mapping[str, Scores], length: int, domain: int
+) -> Iterator[Piece]:
+    """A document in pieces of at most ``length`` tokens; ``marks`` are of the tokens ``told``."""
     whole = np.asarray([*asked, *told], np.int64)
     if len(whole) < 2:
         return
     read, said = whole[:-1], whole[1:].copy()
     said[: max(len(asked) - 1, 0)] = UNCOUNTED
+    shifted = {name: np.concatenate([np.zeros(len(asked), np.float32), x])[1:] for name, x in marks.items()}
     for start in range(0, len(read), length):
-        part = said[start : start + length]
-        if (part != UNCOUNTED).any():
-            yield read[start : start + length], part, domain
+        part = slice(start, start + length)
+        if (said[part] != UNCOUNTED).any():
+            yield Piece(read[part], said[part], {name: x[part] for name, x in shifted.items()}, domain)
 
 
-def _packed(
-    pieces: Sequence[tuple[Numbers, Numbers, int]], length: int
-) -> Iterator[list[tuple[Numbers, Numbers, int]]]:
+def _packed(pieces: Sequence[Piece], length: int) -> Iterator[list[Piece]]:
     """The pieces in order, as many in a row as it holds; a row is of one domain."""
-    row: list[tuple[Numbers, Numbers, int]] = []
+    row: list[Piece] = []
     filled = 0
     for piece in pieces:
-        if row and (filled + len(piece[0]) > length or row[0][2] != piece[2]):
+        if row and (filled + len(piece.read) > length or row[0].domain != piece.domain):
             yield row
             row, filled = [], 0
         row.append(piece)
-        filled += len(piece[0])
+        filled += len(piece.read)
     if row:
         yield row
 

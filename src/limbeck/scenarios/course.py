@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch, Net, Outputs, Selection
-from limbeck.data.together import Sampled
+from limbeck.contracts import Batch, Net, Objective, Outputs, Selection
+from limbeck.data.together import Going, Sampled
 from limbeck.engine.distillation import Distillation, combine
 from limbeck.engine.fit import Source, Turn, fit
 from limbeck.engine.optim import Optim
 from limbeck.engine.seeds import generator
 from limbeck.objectives.labels import Labels
-from limbeck.scenarios.pair import Pair, constants
+from limbeck.scenarios.pair import Pair, constants, project
 
 
 class Lessons:
@@ -27,16 +27,19 @@ class Lessons:
         learning: the batches of the training to come.
         held_out: samples [m] kept for validation.
         optim: the student's optimiser.
+        steps: of an epoch, where the samples go round; None = once over them.
     """
 
     def __init__(
-        self, pair: Pair, everything: Sampled, learning: Sampled, held_out: Tensor, optim: Optim
-    ) -> None:
+        self, pair: Pair, everything: Sampled, learning: Sampled, held_out: Tensor, optim: Optim,
+        *, steps: int | None = None,
+    ) -> None:  # fmt: skip
         self.pair, self.everything, self.learning, self.optim = pair, everything, learning, optim
         self.labels, self.index, self.held_out = learning.labels, learning.index, held_out
         self.classes = pair.classes
-        self.student, self.teacher, self.objectives = pair.student, pair.teacher, pair.objectives
-        self.noisy = learning.noisy
+        self.student, self.teacher = pair.student, pair.teacher
+        self.objectives: Mapping[str, Objective] = pair.objectives
+        self.noisy, self.steps = learning.noisy, steps
         self.once, self.warn = pair.run.once, pair.run.warn
         self.generator = pair.run.generator
 
@@ -56,11 +59,14 @@ class Lessons:
         return self.pair.distillation(None, None if self.teacher is None else self.pair.ask_live, selection)
 
     def probe(
-        self, name: str, epochs: int, *, taught: bool = False, after: Callable[[Net, int], None] | None = None
-    ) -> Net:
+        self, name: str, epochs: int, *, taught: bool = False, same_start: bool = False,
+        after: Callable[[Net, int], None] | None = None,
+    ) -> Net:  # fmt: skip
         """See ``contracts.Course.probe``."""
         run, pair, stage = self.pair.run, self.pair, f"probe-{name}"
-        net: Net = pair.recipe.student.build(pair.spec, generator(run.seed, "probe", name)).to(run.device)
+        draws = generator(run.seed, *(("student",) if same_start else ("probe", name)))
+        net: Net = pair.recipe.student.build(pair.spec, draws).to(run.device)
+        project(net, pair.needs.logits)
         if pair.teacher is not None:
             net.attach_teacher(pair.teacher)
         objectives = pair.objectives if taught else {"labels": Labels()}
@@ -72,8 +78,9 @@ class Lessons:
             paths={key: objective.path for key, objective in objectives.items()},
             query=net.query if net.query_dim is not None else None,
         )  # fmt: skip
-        watched = None if after is None else Watched(self.learning, after, net)
-        source: Source = watched or self.learning
+        source: Source = self.learning if self.steps is None else Going(self.learning, self.steps)
+        watched = None if after is None else Watched(source, after, net)
+        source = watched or source
         run.meter.plan[stage] = source.steps * epochs
         fit(run, stage, [Turn(stage, module, self.optim, constants({stage: net}))], source, epochs)
         if watched is not None:

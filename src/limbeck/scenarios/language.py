@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.contracts import Batch, Net, Outputs, Scenario, Selection, Spec
+from limbeck.data.aligned import aligned_rows
 from limbeck.data.texts import Reading, TextSplits
 from limbeck.data.together import Going
 from limbeck.data.tokenizers import special_of, tokenizer_of, vocabulary_hash
@@ -85,7 +86,10 @@ class Language(Scenario):
         pair = desk.pair
         if pair.learns:
             self.teach(pair, desk)
-        lessons = Lessons(pair, desk.everything, desk.learning, desk.held_out, self.optim)
+        lessons = Lessons(
+            pair, desk.everything, desk.learning, desk.held_out, self.optim, steps=self.epoch_steps
+        )
+        pair.prepare(lessons)
         selection = recipe.selector.prepare(lessons)
         run.modules.add_module("selector", selection)
         self.train(pair, desk, selection)
@@ -104,7 +108,7 @@ class Language(Scenario):
         book, reuse = shared.Teachers(pair.root, key), run.settings.reuse_teachers
         pair.teach(True)
         if not (reuse and book.take(run, "teacher", teacher)):
-            source = desk.source(desk.learning)
+            source = desk.source(desk.taught)
             run.meter.plan["teacher"] = source.steps * epochs
             fit(
                 run,
@@ -160,7 +164,7 @@ class Language(Scenario):
 
 def check_texts(recipe: Any) -> None:
     """Raise unless data and networks are made for text."""
-    if not isinstance(recipe.data, Reading):
+    if not isinstance(getattr(recipe.data, "reading", None), Reading):
         raise ConfigError(
             f"data is {type(recipe.data).__name__}, which holds no texts: take python_texts, text_files, "
             "jsonl or hub_texts, or another scenario"
@@ -186,9 +190,10 @@ class Tokens:
 
     def __init__(self, recipe: Any) -> None:
         self.splits: TextSplits = load_data(recipe)
-        reading: Reading = recipe.data
+        reading: Reading = recipe.data.reading
         self.tokenizer = self._tokenizer(recipe, reading.tokenizer)
-        other = recipe.teacher.tokenizer() if has_teacher(recipe) else None
+        self.lessons = lessons_of(recipe)
+        other = self._teachers(recipe)
         same = other is None or vocabulary_hash(other) == vocabulary_hash(self.tokenizer)
         self.other = None if same else other
         aligned = any(getattr(objective, "aligns", False) for objective in recipe.objective)
@@ -200,6 +205,14 @@ class Tokens:
         self.spec = Spec(
             classes=_size(self.tokenizer), channels=0, size=reading.length, special=special_of(self.tokenizer)
         )
+
+    def _teachers(self, recipe: Any) -> Any:
+        """The teacher's tokenizer: that of the texts of its own, or what it brings; None = the student's."""
+        if not has_teacher(recipe):
+            return None
+        if self.lessons is None or recipe.teacher.lessons().reading.tokenizer is None:
+            return recipe.teacher.tokenizer()
+        return tokenizer_of(recipe.teacher.lessons().reading.tokenizer, self.lessons.train)
 
     def _tokenizer(self, recipe: Any, name: str | None) -> Any:
         if name is not None:
@@ -215,6 +228,23 @@ class Tokens:
         return found
 
 
+def lessons_of(recipe: Any) -> TextSplits | None:
+    """The texts of its own that a teacher is trained on; None = the student's.
+
+    Raises:
+        ConfigError: they are no texts.
+    """
+    data = recipe.teacher.lessons() if has_teacher(recipe) else None
+    if data is None:
+        return None
+    if not isinstance(getattr(data, "reading", None), Reading):
+        raise ConfigError(
+            f"teacher.data is {type(data).__name__}, which holds no texts: name a data set of text"
+        )
+    found: TextSplits = data.seeded(recipe.seed).load()
+    return found
+
+
 def _size(tokenizer: Any) -> int:
     return len(tokenizer)
 
@@ -226,13 +256,14 @@ class Desk:
         everything: the rows of the training and of the validation part.
         held_out: places [m] of the latter.
         learning: the batches of the training.
+        taught: the batches of a teacher that learns.
         test: the batches of the evaluation.
     """
 
     def __init__(self, plan: Language, recipe: Any, run: Run) -> None:
         self.plan, self.recipe, self.run = plan, recipe, run
         self.tokens = Tokens(recipe)
-        splits, reading = self.tokens.splits, recipe.data
+        splits, reading = self.tokens.splits, recipe.data.reading
         train, validation = (self._rows(part, reading) for part in (splits.train, splits.validation))
         whole = [one.joined(other) if one is not None and other is not None else None
                  for one, other in zip(train, validation, strict=True)]  # fmt: skip
@@ -250,15 +281,28 @@ class Desk:
         self.test = TokenBatches(
             tested[0], torch.arange(count), batch_size=plan.eval_batch_size, shuffle=False, other=tested[1]
         )
+        self.taught = self._lessons(recipe) or self.learning
         example = next(iter(self.learning.in_order(2).epoch(0)))
-        self.pair = Pair(recipe, run, self.tokens.spec, example, samples=len(whole[0]))
+        other = None if self.tokens.other is None else _size(self.tokens.other)
+        self.pair = Pair(recipe, run, self.tokens.spec, example, samples=len(whole[0]), teacher_classes=other)
         for part in self.pair.student.modules():
             if isinstance(part, CausalLM):
                 part.tokenizer = self.tokens.tokenizer  # what it is saved with
 
+    def _lessons(self, recipe: Any) -> TokenBatches | None:
+        """The batches of a teacher that learns from texts of its own."""
+        if self.tokens.lessons is None:
+            return None
+        tokenizer = self.tokens.other or self.tokens.tokenizer
+        rows = rows_of(self.tokens.lessons.train, tokenizer, recipe.teacher.lessons().reading)
+        seed = derive(self.run.seed, "lessons")
+        return TokenBatches(rows, batch_size=self.plan.batch_size, seed=seed)
+
     def _rows(self, corpus: Any, reading: Reading) -> tuple[Rows, Rows | None]:
-        own = rows_of(corpus, self.tokens.tokenizer, reading)
-        return own, None if self.tokens.other is None else rows_of(corpus, self.tokens.other, reading)
+        if self.tokens.other is None:
+            return rows_of(corpus, self.tokens.tokenizer, reading), None
+        own, other = aligned_rows(corpus, (self.tokens.tokenizer, self.tokens.other), reading)
+        return own, other
 
     def source(self, batches: TokenBatches, selection: Selection | None = None) -> Source:
         """The batches of a stage: those that were selected, as many to an epoch as the scenario says."""
@@ -271,8 +315,8 @@ class Desk:
         """All that the teacher's weights depend on, besides epochs and optimiser."""
         settings, teacher = self.run.settings, self.pair.teacher
         return {
-            "teacher": repr(self.recipe.teacher), "data": self.learning.describe(), "seed": self.run.seed,
-            "index": value_hash(self.learning.index.tolist()), "batch": self.plan.batch_size,
+            "teacher": repr(self.recipe.teacher), "data": self.taught.describe(), "seed": self.run.seed,
+            "index": value_hash(self.taught.index.tolist()), "batch": self.plan.batch_size,
             "constants": hashes({"teacher": teacher} if teacher is not None else {}),
             "precision": settings.precision, "compile": settings.compile, "device": self.run.device.type,
         }  # fmt: skip
@@ -286,9 +330,10 @@ class Desk:
 
     def protocol(self) -> dict[str, Any]:
         """What the run's texts were."""
+        reading: Reading = self.recipe.data.reading
         return {
-            "vocabulary": self.tokens.spec.classes, "length": self.recipe.data.length,
-            "packed": self.recipe.data.pack, "training_rows": len(self.learning.index),
+            "vocabulary": self.tokens.spec.classes, "length": reading.length,
+            "packed": reading.pack and self.tokens.other is None, "training_rows": len(self.learning.index),
             "training_tokens": self.train_rows.counted, "validation_rows": len(self.held_out),
             "test_rows": len(self.test.index),
             "test_tokens": sum(len(batch.labels) for batch in self.test.epoch(0)),

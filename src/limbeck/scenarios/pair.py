@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch, Facts, Net, Objective, Outputs, Selection, Spec
+from limbeck.contracts import Batch, Course, Facts, Net, Objective, Outputs, Selection, Spec
 from limbeck.data.batches import Batches
 from limbeck.engine import shared
 from limbeck.engine.capture import (
@@ -133,6 +133,12 @@ class Pair:
         seed = self.run.derive("objectives", name)
         return Facts(samples=self.samples, seed=seed, student=self.student, teacher=self.teacher)
 
+    def prepare(self, course: Course) -> None:
+        """Let the objectives look at data and teacher before the student's training."""
+        for objective in self.adapters.values():
+            if hasattr(objective, "prepare"):
+                objective.prepare(course)  # type: ignore[operator]
+
     def start(self, stage: str, index: Tensor, labels: Tensor) -> None:
         """Tell the objectives which samples [n] the stage goes over, and the labels [N] of the data."""
         for name, objective in self.adapters.items():
@@ -186,8 +192,9 @@ class Pair:
         )
 
     def told(self, batch: Batch) -> Batch:
-        """The batch as the teacher gets it: without a query that it does not share."""
-        return batch if self.query_net is not None else replace(batch, query=None)
+        """The batch as the teacher gets it: in its own tokens, and without a query that it does not share."""
+        read = batch if batch.other is None else batch.other
+        return read if self.query_net is not None else replace(read, query=None)
 
     def ask_live(self, batch: Batch) -> Outputs:
         """What the teacher says to a batch that carries the shared query."""
@@ -261,9 +268,10 @@ class Pair:
         def ask(batch: Batch) -> dict[str, Tensor]:
             with autocast(self.run):
                 said = self.ask_live(self.with_query(batch))
-            rows = rows_of(said, self.top()) if batch.rows is None else token_rows(said, batch, self.top())
+            read = self.told(batch)
+            rows = rows_of(said, self.top()) if batch.rows is None else token_rows(said, read, self.top())
             if self.top() is not None:
-                self._report_rest(rows, batch)
+                self._report_rest(rows, read)
             return rows
 
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
@@ -292,7 +300,7 @@ class Pair:
         def ask(batch: Batch) -> Outputs:
             if batch.rows is None:
                 return outputs_of(captured(batch), self.classes)
-            return token_outputs(captured(batch), batch, self.head(), project=self.needs.logits)
+            return token_outputs(captured(batch), self.told(batch), self.head(), project=self.needs.logits)
 
         return ask
 

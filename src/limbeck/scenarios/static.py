@@ -100,6 +100,7 @@ class Static(Scenario):
             self.teach(pair, desk)
         pair.observe(desk.everything.subset(desk.index))
         lessons = Lessons(pair, desk.everything, desk.learning, desk.held_out, self.optim)
+        pair.prepare(lessons)
         selection = recipe.selector.prepare(lessons)
         run.modules.add_module("selector", selection)
         self.train(pair, desk.source(selection), capture=desk.learning, selection=selection)
