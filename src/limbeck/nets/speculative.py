@@ -156,15 +156,19 @@ def _propose(
     sampling: Sampling,
     stream: np.random.Generator,
 ) -> tuple[list[int], Tensor]:
-    """Up to ``count`` tokens and the distributions [n, vocabulary] that they were drawn from."""
+    """Up to ``count`` tokens, and the distributions [n, vocabulary] that they were drawn from; greedy has
+    none."""
     guess: list[int] = []
-    drawn_from = []
+    drawn_from = [torch.empty(0, vocabulary, device=reader.model.device)]
     while len(guess) < count and not (guess and guess[-1] in eos):
         logits = reader.read(torch.tensor([[*ids, *guess][reader.length :]]))[:, -1, :vocabulary]
+        if sampling.greedy:
+            guess.append(int(logits.argmax()))
+            continue
         probabilities = sampling.probabilities(logits)
-        guess.append(int(quantile(probabilities, torch.tensor([stream.random()]))))
+        guess.append(int(quantile(probabilities, torch.tensor([stream.random()], dtype=torch.float64))))
         drawn_from.append(F.pad(probabilities, (0, vocabulary - logits.shape[-1])))
-    return guess, torch.cat(drawn_from) if guess else torch.empty(0, vocabulary)
+    return guess, torch.cat(drawn_from)
 
 
 def _verify(
