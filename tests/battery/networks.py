@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from torch import nn
 
 from limbeck import registry
 from limbeck.contracts import Batch, Net, Spec, Student
+from limbeck.data.tokens import Rows, batch_of
 from limbeck.nets.backbones import InputSpec, VisionTransformer
+from limbeck.students.llama import LlamaStudent
 from limbeck.students.mlp import MLPStudent
 
 SPEC = Spec(classes=6, tasks=2, channels=1, size=8)
+TEXT = Spec(classes=11, channels=0, size=7, special={"eos": 0, "pad": 0})
+LLAMA = LlamaStudent(layers=2, width=12, heads=2)
 IMAGES = InputSpec(channels=1, size=8, mean=(0.5,), std=(0.5,))
 
 
@@ -56,12 +61,27 @@ def weights(folder: Path) -> str:
     return str(place)
 
 
+def language_model(folder: Path) -> str:
+    """A causal language model of transformers, in a local folder."""
+    place = folder / "language_model"
+    if not place.exists():
+        LLAMA.build(TEXT, seeded(5)).save(place)
+    return str(place)
+
+
+def reads_text(cls: type) -> bool:
+    """Whether a choice's networks read text."""
+    return "TextInput" in str(inspect.signature(cls.input_spec).return_annotation)  # type: ignore[attr-defined]
+
+
 def example(kind: str, name: str, folder: Path) -> Any:
     """The choice with its defaults, and tiny parts for the fields that name some.
 
     A choice that needs a field of another name fails here: add a part for it.
     """
     cls = registry.get(kind, name)
+    if reads_text(cls):
+        return LLAMA if cls is LlamaStudent else cls(model=language_model(folder))
     trained = registry.get("teachers", "trained")
     parts = {
         "backbone": backbone(folder, "small"),
@@ -86,20 +106,46 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def build(choice: Any, seed: int = 0) -> Net:
-    net: Net = choice.build(SPEC, seeded(seed))
+    text = reads_text(type(choice))
+    spec, teacher = (TEXT, LLAMA) if text else (SPEC, MLPStudent(hidden=(12,), images=IMAGES))
+    net: Net = choice.build(spec, seeded(seed))
     if isinstance(choice, Student):
-        net.attach_teacher(MLPStudent(hidden=(12,), images=IMAGES).build(SPEC, seeded(9)))
+        net.attach_teacher(teacher.build(spec, seeded(9)))
     return net
 
 
-def batch(count: int = 5) -> Batch:
+def batch(net: Net | None = None, count: int = 5) -> Batch:
+    """Some samples, as ``net`` reads them: images unless it is a language model."""
     index = torch.arange(count)
+    if net is not None and is_language_model(net):
+        ids = torch.randint(TEXT.classes, (count, TEXT.size), generator=seeded(7))
+        counts = torch.rand(ids.shape, generator=seeded(8)) < 0.6
+        said = torch.where(counts, ids.roll(-1, 1), -100)
+        segments = (torch.arange(TEXT.size) > 3).long().expand_as(ids)
+        return batch_of(Rows("made up", ids, said, segments, index, ("all",)), index)
     inputs = torch.randn(count, SPEC.channels, SPEC.size, SPEC.size, generator=seeded(7))
     return Batch(inputs=inputs, labels=index % SPEC.classes, index=index, view=0 * index)
 
 
-def ordered(given: Batch, order: torch.Tensor) -> Batch:
-    """The same samples in another order, or some of them."""
-    return dataclasses.replace(
-        given, inputs=given.inputs[order], labels=given.labels[order], index=order, view=given.view[order]
-    )
+def is_language_model(net: Net) -> bool:
+    return any(hasattr(part, "unembedding") for part in net.modules())
+
+
+def classes(net: Net) -> int:
+    """How many logits it gives."""
+    return (TEXT if is_language_model(net) else SPEC).classes
+
+
+def ordered(given: Batch, order: torch.Tensor) -> tuple[Batch, torch.Tensor]:
+    """The same samples in another order, or some of them; and the places of their answers among all."""
+    if given.rows is None:
+        one = dataclasses.replace(
+            given, inputs=given.inputs[order], labels=given.labels[order], index=order, view=given.view[order]
+        )
+        return one, order
+    assert given.segments is not None
+    said = torch.full((given.inputs.numel(),), -100).index_copy(0, given.rows, given.labels)
+    rows = Rows("", given.inputs, said.view_as(given.inputs), given.segments, given.index, ("all",))
+    answers = torch.full_like(said, -1).index_copy(0, given.rows, torch.arange(len(given.rows)))
+    places = answers.view_as(given.inputs)[order].flatten()
+    return batch_of(rows, order), places[places >= 0]

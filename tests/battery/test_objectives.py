@@ -1,7 +1,8 @@
 """What every objective must keep, whatever it matches: a new file in ``objectives/`` is tested at once.
 
 The outputs are made up: logits of a student with two heads and of a teacher, and token features of different
-widths at every tap that the objective names.
+widths at every tap that the objective names. An objective that reads no logits of a teacher gets what
+language models say instead: hidden states of different widths, and last layers over one vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import registry
-from limbeck.contracts import Batch, Facts, Net, Objective, Outputs, Progress
+from limbeck.contracts import Batch, Facts, Net, Objective, Outputs, Progress, Unembedding
 
 BATCH, CLASSES, TOKENS, OWN_WIDTH, OTHER_WIDTH = 6, 5, 4, 8, 12
 WIDTHS = {"projected": OTHER_WIDTH}  # taps that a student gives in its teacher's width
@@ -79,14 +80,39 @@ class Chain(nn.Module):
         return x.mean(1)[:, :CLASSES]
 
 
+def reads_text(objective: Objective) -> bool:
+    """Whether it is for language models alone."""
+    return objective.needs().teacher_logits and not objective.needs().logits
+
+
+def spoken(given: Outputs, seed: int, width: int, *, grad: bool) -> Outputs:
+    """The same of a language model that holds no logits."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight = (torch.randn(rows, width, generator=generator) for rows in (BATCH, CLASSES))
+    head = Unembedding(weight.requires_grad_(grad))
+    return replace(
+        given, logits=torch.empty(BATCH, 0), soft_logits=None, hidden=hidden.requires_grad_(grad),
+        unembedding=head,
+    )  # fmt: skip
+
+
 def student(objective: Objective, *, grad: bool = False) -> Outputs:
     taps, name = objective.needs().student, type(objective).__module__.rpartition(".")[2]
     view = outputs(3, taps, OWN_WIDTH, heads=2)  # what it says to the objective's own view of the batch
-    return replace(outputs(1, taps, OWN_WIDTH, heads=2, grad=grad), paths={name: view})
+    own = outputs(1, taps, OWN_WIDTH, heads=2, grad=grad)
+    own = spoken(own, 1, OWN_WIDTH, grad=grad) if reads_text(objective) else own
+    return replace(own, paths={name: view})
 
 
 def teacher(objective: Objective, *, grad: bool = False) -> Outputs:
-    return outputs(2, objective.needs().teacher, OTHER_WIDTH, heads=1, grad=grad)
+    other = outputs(2, objective.needs().teacher, OTHER_WIDTH, heads=1, grad=grad)
+    return spoken(other, 2, OTHER_WIDTH, grad=grad) if reads_text(objective) else other
+
+
+def leaves(given: Outputs) -> list[Tensor]:
+    """What a gradient may reach besides the features."""
+    heads = [] if given.unembedding is None else [given.unembedding.weight]
+    return [x for x in (given.logits, given.soft_logits, given.hidden, *heads) if x is not None and x.numel()]
 
 
 def build(objective: Objective, weights: int = 0) -> nn.Module:
@@ -102,13 +128,19 @@ def build(objective: Objective, weights: int = 0) -> nn.Module:
     return module
 
 
-def changed(given: Outputs, change: object) -> Outputs:
-    """``given`` with every tensor put through ``change``."""
+def changed(given: Outputs, change: object, *, weights: bool = True) -> Outputs:
+    """``given`` with every tensor put through ``change``, a last layer's weights too, or not."""
     assert callable(change)
-    soft = None if given.soft_logits is None else change(given.soft_logits)
+    soft, hidden = (None if x is None else change(x) for x in (given.soft_logits, given.hidden))
+    head = given.unembedding
+    if head is not None and weights:
+        head = Unembedding(change(head.weight))
     features = {tap: change(x) for tap, x in given.features.items()}
-    paths = {name: changed(other, change) for name, other in given.paths.items()}
-    return replace(given, logits=change(given.logits), soft_logits=soft, features=features, paths=paths)
+    paths = {name: changed(other, change, weights=weights) for name, other in given.paths.items()}
+    return replace(
+        given, logits=change(given.logits), soft_logits=soft, features=features, paths=paths, hidden=hidden,
+        unembedding=head,
+    )  # fmt: skip
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
@@ -128,9 +160,9 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name: str) -> None:
     objective = make(name)
     module, own, other = build(objective), student(objective, grad=True), teacher(objective, grad=True)
     total(module(own, other, batch(), AT)).backward()
-    assert all(x.grad is None for x in (other.logits, *other.features.values()))
-    read = [own.features[tap] for tap in objective.needs().student] or [own.logits, own.soft_logits]
-    learns = [x.grad is not None and bool(x.grad.abs().max() > 0) for x in read if x is not None]
+    assert all(x.grad is None for x in (*leaves(other), *other.features.values()))
+    read = [own.features[tap] for tap in objective.needs().student] or leaves(own)
+    learns = [x.grad is not None and bool(x.grad.abs().max() > 0) for x in read]
     assert all(learns) if objective.needs().student else any(learns)
     orphans = [n for n, p in module.named_parameters() if p.grad is None]
     assert not orphans
@@ -140,7 +172,8 @@ def test_order_of_the_batch_does_not_matter(name: str) -> None:
     objective = make(name)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     plain = build(objective)(student(objective), teacher(objective), batch(), AT)
-    own, other = (changed(x, lambda t: t[order]) for x in (student(objective), teacher(objective)))
+    given = student(objective), teacher(objective)
+    own, other = (changed(x, lambda t: t[order], weights=False) for x in given)
     shuffled = build(objective)(own, other, batch(order), AT)
     for term in plain:
         torch.testing.assert_close(shuffled[term], plain[term])

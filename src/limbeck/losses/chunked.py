@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.losses.divergences import Divergence, Pair, centred, seen
-from limbeck.losses.reduction import full_precision
+from limbeck.losses.reduction import exactly, full_precision
 from limbeck.losses.top_tokens import TopTokens, same_positions, top_values
 
 if TYPE_CHECKING:  # the package of networks loads more than losses need
@@ -200,7 +200,7 @@ class _Job:
             other = _Layer(self.teacher, columns, rows, self.dtype)
         lost = _either(own.banned, None if other is None else other.banned)
         found = torch.zeros(2, len(states), dtype=self.dtype, device=states.device)
-        with torch.autocast(states.device.type, enabled=False):
+        with exactly(states):
             for chunk in _slices(len(states), rows):
                 logits, labels = own.logits(chunk), None if self.labels is None else self.labels[chunk]
                 taught = self._taught(chunk) if other is None else other.logits(chunk)

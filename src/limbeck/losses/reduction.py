@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -18,11 +19,16 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def exactly(x: Tensor) -> AbstractContextManager[object]:
+    """What is computed within keeps the precision of ``x``, also where autocast would take less."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` in the precision of both, also where autocast would take less."""
-    if a.is_meta or not torch.is_autocast_enabled(a.device.type):
-        return a @ b
-    with torch.autocast(a.device.type, enabled=False):
+    with exactly(a):
         return a @ b
 
 

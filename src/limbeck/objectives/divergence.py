@@ -43,7 +43,7 @@ class TokenDivergence(Objective):
 
     weight: float = 1.0
     kind: str = "forward_kl"
-    constants: Mapping[str, float] = field(default_factory=dict)
+    constants: Mapping[str, float] = field(default_factory=dict, hash=False)
     temperature: float = 1.0
     scale_by_t2: bool = False
     tail: bool = True
