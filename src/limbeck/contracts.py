@@ -448,6 +448,7 @@ class Course(Protocol):
         teacher: the network that will teach, at rest; None = there is none.
         objectives: what will be matched, by the name that weights go by.
         noisy: True [N] where the label is known to be wrong, for what is reported alone; None = not known.
+        epoch_samples: how many samples an epoch of the student's training goes over.
     """
 
     labels: Tensor
@@ -458,6 +459,7 @@ class Course(Protocol):
     teacher: Net | None
     objectives: Mapping[str, Objective]
     noisy: Tensor | None
+    epoch_samples: int
 
     def batches(self, index: Tensor, size: int = 256, view: int | None = None) -> Iterator[Batch]:
         """Batches over ``index`` in its order; ``view`` None = without augmentation."""

@@ -30,12 +30,19 @@ def make(name: str) -> Objective:
     return found
 
 
-def batch(order: Tensor | None = None) -> Batch:
+def batch(objective: Objective, order: Tensor | None = None) -> Batch:
+    """Images, or texts of which one token counts."""
     order = torch.arange(BATCH) if order is None else order
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(BATCH, 3, 4, 4, generator=generator)
     labels = torch.randint(CLASSES, (BATCH,), generator=generator)
-    return Batch(inputs=inputs[order], labels=labels[order], index=order, view=0 * order)
+    marks = {"privacy": torch.linspace(0, 1, BATCH)[order]}
+    rows = torch.arange(BATCH) if reads_text(objective) else None
+    if rows is not None:
+        inputs = labels[:, None]
+    return Batch(
+        inputs=inputs[order], labels=labels[order], index=order, view=0 * order, rows=rows, marks=marks
+    )
 
 
 def outputs(seed: int, taps: tuple[str, ...], width: int, *, heads: int, grad: bool = False) -> Outputs:
@@ -124,7 +131,7 @@ def build(objective: Objective, weights: int = 0) -> nn.Module:
     )
     module = objective.build(student(objective), teacher(objective), facts)
     if hasattr(module, "start"):
-        module.start(torch.arange(BATCH), batch().labels, torch.Generator().manual_seed(0))
+        module.start(torch.arange(BATCH), batch(objective).labels, torch.Generator().manual_seed(0))
     return module
 
 
@@ -149,7 +156,7 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 def test_terms_are_finite_scalars_with_names(name: str) -> None:
     objective = make(name)
-    terms = build(objective)(student(objective), teacher(objective), batch(), AT)
+    terms = build(objective)(student(objective), teacher(objective), batch(objective), AT)
     assert terms
     for term in terms.values():
         assert term.shape == ()
@@ -159,7 +166,7 @@ def test_terms_are_finite_scalars_with_names(name: str) -> None:
 def test_gradient_reaches_the_student_and_never_the_teacher(name: str) -> None:
     objective = make(name)
     module, own, other = build(objective), student(objective, grad=True), teacher(objective, grad=True)
-    total(module(own, other, batch(), AT)).backward()
+    total(module(own, other, batch(objective), AT)).backward()
     assert all(x.grad is None for x in (*leaves(other), *other.features.values()))
     read = [own.features[tap] for tap in objective.needs().student] or leaves(own)
     learns = [x.grad is not None and bool(x.grad.abs().max() > 0) for x in read]
@@ -171,10 +178,10 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name: str) -> None:
 def test_order_of_the_batch_does_not_matter(name: str) -> None:
     objective = make(name)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    plain = build(objective)(student(objective), teacher(objective), batch(), AT)
+    plain = build(objective)(student(objective), teacher(objective), batch(objective), AT)
     given = student(objective), teacher(objective)
     own, other = (changed(x, lambda t: t[order], weights=False) for x in given)
-    shuffled = build(objective)(own, other, batch(order), AT)
+    shuffled = build(objective)(own, other, batch(objective, order), AT)
     for term in plain:
         torch.testing.assert_close(shuffled[term], plain[term])
 
@@ -183,7 +190,7 @@ def test_order_of_the_batch_does_not_matter(name: str) -> None:
 def test_half_precision_gives_finite_float32_terms(name: str, dtype: torch.dtype) -> None:
     objective = make(name)
     own, other = (changed(x, lambda t: t.to(dtype)) for x in (student(objective), teacher(objective)))
-    for term in build(objective)(own, other, batch(), AT).values():
+    for term in build(objective)(own, other, batch(objective), AT).values():
         assert term.dtype == torch.float32
         assert torch.isfinite(term)
 
@@ -191,9 +198,9 @@ def test_half_precision_gives_finite_float32_terms(name: str, dtype: torch.dtype
 def test_sample_weights_count(name: str) -> None:
     objective = make(name)
     own, other = student(objective), teacher(objective)
-    plain = build(objective)(own, other, batch(), AT)
-    ones = build(objective)(own, other, replace(batch(), weight=torch.ones(BATCH)), AT)
-    none = build(objective)(own, other, replace(batch(), weight=torch.zeros(BATCH)), AT)
+    plain = build(objective)(own, other, batch(objective), AT)
+    ones = build(objective)(own, other, replace(batch(objective), weight=torch.ones(BATCH)), AT)
+    none = build(objective)(own, other, replace(batch(objective), weight=torch.zeros(BATCH)), AT)
     for term in plain:
         torch.testing.assert_close(ones[term], plain[term])
         assert none[term] == 0
@@ -207,7 +214,7 @@ def test_value_where_student_equals_teacher_is_as_stated(name: str) -> None:
     if stated:  # whose widths may differ where they need not be equal
         features = dict(zip(features, other.features.values(), strict=True))
     own = replace(other, features=features, paths=student(objective).paths)
-    value = total(build(objective)(own, other, batch(), AT))
+    value = total(build(objective)(own, other, batch(objective), AT))
     assert (abs(value.item()) < 1e-5) == stated
 
 
@@ -215,8 +222,8 @@ def test_state_goes_through_a_dictionary(name: str) -> None:
     objective = make(name)
     module, copy = build(objective), build(objective, weights=1)
     copy.load_state_dict(module.state_dict(), strict=True)
-    plain = module(student(objective), teacher(objective), batch(), AT)
-    again = copy(student(objective), teacher(objective), batch(), AT)
+    plain = module(student(objective), teacher(objective), batch(objective), AT)
+    again = copy(student(objective), teacher(objective), batch(objective), AT)
     assert all(torch.equal(plain[term], again[term]) for term in plain)
 
 
@@ -250,5 +257,5 @@ def test_no_value_is_read_back_in_a_step(name: str) -> None:
     objective = make(name)
     module = build(objective).to("meta")
     own, other = (changed(x, lambda t: t.to("meta")) for x in (student(objective), teacher(objective)))
-    for term in module(own, other, batch().to("meta"), AT).values():
+    for term in module(own, other, batch(objective).to("meta"), AT).values():
         assert term.is_meta

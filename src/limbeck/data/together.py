@@ -18,12 +18,14 @@ class Sampled(Protocol):
 
     Attributes:
         index: positions [n] of the samples.
+        batch_size: samples of a batch.
         seed: fixes their order.
         labels: labels [N] of the whole data.
         noisy: True [N] where the label is known to be wrong; None = not known.
     """
 
     index: Tensor
+    batch_size: int
     seed: int
 
     @property

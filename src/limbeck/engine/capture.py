@@ -143,12 +143,17 @@ def token_rows(outputs: Outputs, batch: Batch, top: int | None = None) -> dict[s
         outputs: with ``hidden`` [R, D] and ``unembedding``.
         batch: says where the R rows belong; what does not count is 0.
         top: how many tokens; None = the hidden states, from which all follows.
+
+    Raises:
+        NonFiniteError: the model's answer to a row is no number.
     """
     assert outputs.hidden is not None and outputs.unembedding is not None
     if top is None:
         found = {"hidden": outputs.hidden}
     else:
         ids, shares = most_probable(outputs.hidden, outputs.unembedding, top)
+        if not torch.isfinite(shares[:, 0]).all():
+            raise NonFiniteError("the teacher's output is not finite: mend its weights, or name others")
         found = {"ids": ids.int(), "shares": shares}
     taps = {f"at_{tap}": value for tap, value in outputs.features.items()}
     return {name: _spread(values, batch) for name, values in found.items()} | taps
@@ -187,19 +192,12 @@ def token_outputs(rows: Rows, batch: Batch, head: Unembedding, *, project: bool 
 def most_probable(
     hidden: torch.Tensor, head: Unembedding, count: int, rows: int = 256
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` most probable tokens [R, K] and their log-probabilities, ``rows`` rows at a time.
-
-    Raises:
-        NonFiniteError: the model's answer to a row is no number.
-    """
+    """The ``count`` most probable tokens [R, K] and their log-probabilities, ``rows`` rows at a time."""
     parts = []
     for part in torch.split(hidden, rows):
         logits = head.logits(part).float()
         values, ids = logits.topk(count, dim=1)
-        shares = values - logits.logsumexp(1, keepdim=True)
-        if not torch.isfinite(shares[:, 0]).all():
-            raise NonFiniteError("the teacher's output is not finite: mend its weights, or name others")
-        parts.append((ids, shares))
+        parts.append((ids, values - logits.logsumexp(1, keepdim=True)))
     return torch.cat([ids for ids, _ in parts]), torch.cat([shares for _, shares in parts])
 
 

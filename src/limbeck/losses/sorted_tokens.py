@@ -52,6 +52,8 @@ def uld(
     teacher_mask: Tensor,
     temperature: float = 1.0,
     teacher_temperature: float = 1.0,
+    *,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """``sorted_l1`` of the n-th counted position of both, up to the shorter answer: mean of texts of means.
 
@@ -62,9 +64,11 @@ def uld(
         teacher_mask: the same [B, T_t] of the teacher.
         temperature: of the student.
         teacher_temperature: of the teacher.
+        weights: >= 0 of the student's positions [B, T_s].
 
     Returns:
-        A scalar in [0, 2]; texts without an answer on one side are left out; 0 where that is all of them.
+        A scalar, in [0, 2] without weights; texts without an answer on one side are left out; 0 where that
+        is all of them.
 
     Raises:
         ShapeError: a mask that is not of its logits, or other texts.
@@ -88,6 +92,8 @@ def uld(
     items = sorted_l1(
         counted_rows(own, paired), counted_rows(other, paired), temperature, teacher_temperature
     )
+    if weights is not None:
+        items = items * _answers(weights[..., None], student_mask, longest)[0].squeeze(-1)
     means = torch.where(paired, items, 0).sum(1) / count.clamp(min=1)
     return means.sum() / (count > 0).sum().clamp(min=1)
 

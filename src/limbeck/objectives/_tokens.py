@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from limbeck.contracts import Outputs
+from limbeck.engine.capture import most_probable
 from limbeck.errors import ConfigError
 from limbeck.losses.chunked import Hidden
 from limbeck.losses.top_tokens import TopTokens
@@ -33,3 +37,22 @@ def shared_vocabulary(student: Outputs, teacher: Outputs) -> int | None:
         return None
     own, other = len(student.unembedding.weight), len(teacher.unembedding.weight)
     return None if own == other else min(own, other)
+
+
+def top_of(outputs: Outputs, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` most probable tokens [R, K] and their log-probabilities [R, K], the most probable first.
+
+    Raises:
+        ConfigError: the teacher was asked for fewer, or is no language model.
+    """
+    if outputs.top is None:
+        network = hidden_of(outputs)
+        with torch.no_grad():
+            return most_probable(network.states, network.unembedding, count)
+    ids, log_probs = outputs.top
+    if ids.shape[1] < count:
+        raise ConfigError(
+            f"k is {count} but only {ids.shape[1]} tokens of the teacher are kept: set engine.cache_top_k to "
+            f"{count} or more"
+        )
+    return ids[:, :count], log_probs[:, :count]

@@ -40,6 +40,7 @@ class Lessons:
         self.student, self.teacher = pair.student, pair.teacher
         self.objectives: Mapping[str, Objective] = pair.objectives
         self.noisy, self.steps = learning.noisy, steps
+        self.epoch_samples = len(learning.index) if steps is None else steps * learning.batch_size
         self.once, self.warn = pair.run.once, pair.run.warn
         self.generator = pair.run.generator
 

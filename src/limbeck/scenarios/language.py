@@ -29,6 +29,7 @@ from limbeck.nets.causal_lm import CausalLM
 from limbeck.nets.language_models import load_model
 from limbeck.scenarios import token_figures
 from limbeck.scenarios.course import Lessons, facts_of
+from limbeck.scenarios.exposures import Reader, exposures
 from limbeck.scenarios.fit_together import check_objectives, has_teacher, load_data
 from limbeck.scenarios.pair import Pair, build_student, constants, hashes, with_weights
 from limbeck.scenarios.selected import Selected
@@ -147,7 +148,12 @@ class Language(Scenario):
         """Figures of both networks over the tokens of the test part."""
 
         def compute() -> dict[str, Any]:
-            return judged(pair, desk.test) | {"cost": {"teacher": None} | cost(pair, desk.test)}
+            found = judged(pair, desk.test) | {"cost": {"teacher": None} | cost(pair, desk.test)}
+            canaries = desk.tokens.splits.train.facts.get("canaries")
+            if canaries:
+                draws = pair.run.generator("exposure")
+                found["exposure"] = exposures(desk.readers(), canaries, draws)
+            return found
 
         found: dict[str, Any] = pair.run.once("evaluation", compute)
         return found
@@ -303,6 +309,11 @@ class Desk:
             return rows_of(corpus, self.tokens.tokenizer, reading), None
         own, other = aligned_rows(corpus, (self.tokens.tokenizer, self.tokens.other), reading)
         return own, other
+
+    def readers(self) -> dict[str, Reader]:
+        """Both networks with what they read texts by."""
+        own, other = self.tokens.tokenizer, self.tokens.other or self.tokens.tokenizer
+        return {who: (net, own if who == "student" else other) for who, net in self.pair.nets().items()}
 
     def source(self, batches: TokenBatches, selection: Selection | None = None) -> Source:
         """The batches of a stage: those that were selected, as many to an epoch as the scenario says."""
