@@ -238,11 +238,10 @@ class _Job:
             found[1], slope = _divergence(
                 self.divergence, tempered, taught, self.temperature, lost, sloped=sloped
             )
-            if slope is not None:
+            if slope is not None and self.factors[1] != self.temperature:
                 slope.mul_(self.factors[1] / self.temperature)
         if labels is not None:
-            again = tempered is not None and self.temperature == 1
-            log_q = tempered if tempered is not None and again else logits.log_softmax(-1)
+            log_q = tempered if tempered is not None and self.temperature == 1 else logits.log_softmax(-1)
             found[0] = -log_q.gather(-1, labels[:, None])[:, 0]
             if sloped:
                 hard = log_q.exp_().scatter_add_(-1, labels[:, None], log_q.new_full((len(labels), 1), -1.0))
@@ -318,8 +317,10 @@ def _divergence(
         return top_values(divergence, log_q, taught, sloped=sloped)
     q, log_p = log_q.exp(), _log_softmax(taught, temperature)
     pair = Pair(q, log_q, log_p.exp(), log_p) if lost is None else seen(log_q, log_p, lost.expand_as(log_q))
-    items = divergence.items(pair)
-    return items, centred(divergence.slope(pair), q) if sloped else None
+    if not sloped:
+        return divergence.items(pair), None
+    items, slope = divergence.both(pair)
+    return items, centred(slope, q)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

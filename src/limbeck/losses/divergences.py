@@ -44,6 +44,10 @@ class Divergence:
         """u = q · dD/dq [..., V], as a new tensor; see ``centred``."""
         raise TypeError(f"{type(self).__name__} defines no slope()")
 
+    def both(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """``items`` and ``slope`` at once; overridden where they share most of their work."""
+        return self.items(pair), self.slope(pair)
+
 
 @dataclass(frozen=True)
 class ForwardKL(Divergence):
@@ -131,10 +135,16 @@ class JSD(Divergence):
 
     def slope(self, pair: Pair) -> Tensor:
         """See ``Divergence.slope``."""
+        return self.both(pair)[1]
+
+    def both(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """See ``Divergence.both``: the slope's sum is the student's part of the value."""
         if self.beta in (0, 1):
-            return self._limit().slope(pair)
-        gap = pair.log_q - _log_mixture(pair, self.beta)
-        return gap.mul_(pair.q).mul_(self._factor() * (1 - self.beta))
+            return self._limit().both(pair)
+        log_m = _log_mixture(pair, self.beta)
+        other = (pair.log_p - log_m).mul_(pair.p).sum(-1)
+        slope = torch.sub(pair.log_q, log_m, out=log_m).mul_(pair.q).mul_(self._factor() * (1 - self.beta))
+        return slope.sum(-1) + self._factor() * self.beta * other, slope
 
     def _limit(self) -> Divergence:
         return ReverseKL() if self.beta else ForwardKL()
@@ -375,8 +385,8 @@ def _log_mixture(pair: Pair, teacher: float) -> Tensor:
     """log of teacher · p + (1 - teacher) · q; where both underflow it only has to be finite."""
     if teacher in (0, 1):
         return pair.log_p if teacher else pair.log_q
-    mixed = torch.add(teacher * pair.p, pair.q, alpha=1 - teacher)
-    return mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log()
+    mixed = (teacher * pair.p).add_(pair.q, alpha=1 - teacher)
+    return mixed.clamp_(min=torch.finfo(mixed.dtype).tiny).log_()
 
 
 def _share(name: str, value: float, *, one: bool = True) -> None:
