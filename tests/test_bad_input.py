@@ -339,12 +339,37 @@ def test_all_weights_are_zero(
     assert "the selector gives all samples of a batch the weight 0, at epoch 0, step 0: nothing" in said
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"kdd": 1.0}, r"unknown objective 'kdd' at the selector's weights: did you mean 'kd'\? choose from"),
+        ({"kd": -1.0}, r"gives a weight that is negative or no number, at epoch 0, step 0: allowed are"),
+        ({"kd": torch.nan}, r"gives a weight that is negative or no number"),
+        ({"labels": torch.inf, "kd": 1.0}, r"gives a weight that is negative or no number"),
+    ],
+)
+def test_weights_that_are_no_weights(
+    tmp_path: Path,
+    refused: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: dict[str, float],
+    message: str,
+) -> None:
+    def given(_self: Any, batch: Any, *_: Any) -> Any:
+        return {name: torch.full((len(batch.index),), value) for name, value in weights.items()}
+
+    monkeypatch.setattr(Random, "weights", given)
+    quickly = sets("scenario.teacher_epochs=1", "selector={name: random, fraction: 1.0}")
+    assert re.search(message, refused("run", "kd", "--out", str(tmp_path / "run"), *quickly))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["the other named", "the other left out"])
 def test_weights_of_zero_for_one_objective_are_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
     def labels_alone(_self: Any, batch: Any, *_: Any) -> Any:
         one = torch.ones(len(batch.index))
-        return {"labels": one, "kd": 0 * one}
+        return {"kd": 0 * one} | ({"labels": one} if named else {})
 
     monkeypatch.setattr(Random, "weights", labels_alone)
     quickly = sets("scenario.teacher_epochs=1", "scenario.epochs=1", "selector={name: random, fraction: 1.0}")

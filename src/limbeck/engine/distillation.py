@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Adapting, Batch, Needs, Objective, Outputs, Progress, Selection
+from limbeck.errors import unknown
 
 Ask = Callable[[Batch], Outputs]
 
@@ -86,12 +87,21 @@ class Distillation(nn.Module):
     def weights(
         self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress
     ) -> Mapping[str, Tensor]:
-        """The weights [B] of the samples by objective, where the selector gives any."""
+        """The weights [B] of the samples by objective, where the selector gives any.
+
+        Raises:
+            ConfigError: it names an objective that is not there.
+        """
         (selector,) = self._selector
         found = None if selector is None else selector.weights(batch, student, teacher, at)
         if found is None:
             return {}
-        return dict.fromkeys(self.objectives, found) if isinstance(found, Tensor) else found
+        if isinstance(found, Tensor):
+            return dict.fromkeys(self.objectives, found)
+        for name in found:
+            if name not in self.objectives:
+                raise unknown("objective", name, self.objectives, where="the selector's weights")
+        return found
 
     def with_views(self, student: Outputs, batch: Batch, at: Progress, taught: Outputs | None) -> Outputs:
         """What the student said, with what it says to the objectives' own views of the batch."""

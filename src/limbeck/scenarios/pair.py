@@ -185,7 +185,7 @@ class Pair:
             ask=ask,
             adapting=self.adapting if ask is not None else None,
             paths={name: objective.path for name, objective in self.objectives.items()},
-            selector=None if selection is None else Weighed(selection),
+            selector=None if selection is None else Weighed(selection, self.adapters),
             window=window,
             query=self.student.query if self.student.query_dim is not None else None,
             own_query=self.query_net is None,

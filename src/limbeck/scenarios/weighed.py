@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ class Weighed(Selection):
 
     Args:
         selection: it stays the scenario's, so it is not registered.
+        objectives: names of all that is matched: what the selection leaves out counts as it is.
     """
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, objectives: Collection[str]) -> None:
         super().__init__(selection.selector)
-        self.inner = (selection,)
+        self.inner, self.objectives = (selection,), set(objectives)
         self.flag: FiniteFlag | None = None
 
     def weights(
@@ -32,22 +33,43 @@ class Weighed(Selection):
         """As ``Selector.weights``.
 
         Raises:
-            ConfigError: they are 0 for all samples of a batch and all objectives.
+            ConfigError: they are 0 for all samples of a batch and all objectives, or one is negative or no
+                number.
         """
         (selection,) = self.inner
         found = selection.weights(batch, student, teacher, at)
         parts = [found] if isinstance(found, Tensor) else list((found or {}).values())
         if not parts or torch.compiler.is_compiling():
             return found
-        largest = torch.stack([part.detach().amax() for part in parts]).amax()
-        flag = FiniteFlag({"weights": torch.where(largest == 0, torch.inf, 0.0)})
+        every = isinstance(found, Tensor) or self.objectives <= set(found or ())
+        flag = FiniteFlag({"weights": _state(parts, every=every)})
         due, self.flag = flag if flag.event is None else self.flag, flag
         try:
             if due is not None:
                 due.check()
         except NonFiniteError:
+            where = f"at epoch {at.epoch}, step {at.step}"
+            if due is not None and due.values.isnan().any():
+                raise ConfigError(
+                    f"the selector gives a weight that is negative or no number, {where}: allowed are finite "
+                    "values of at least 0"
+                ) from None
             raise ConfigError(
-                "the selector gives all samples of a batch the weight 0, "
-                f"at epoch {at.epoch}, step {at.step}: nothing can be learnt from it; let it keep some weight"
+                f"the selector gives all samples of a batch the weight 0, {where}: nothing can be learnt "
+                "from it; let it keep some weight"
             ) from None
         return found
+
+
+def _state(parts: Sequence[Tensor], *, every: bool) -> Tensor:
+    """0 where weights can be learnt with, infinite where all are 0, NaN where one is no weight.
+
+    Args:
+        every: whether ``parts`` are those of all objectives.
+    """
+    lowest, largest = (
+        torch.stack([end(part.detach()) for part in parts]) for end in (torch.amin, torch.amax)
+    )
+    sound = (lowest >= 0) & torch.isfinite(largest)
+    nothing = (largest.amax() == 0) & every
+    return torch.where(sound.all(), torch.where(nothing, torch.inf, 0.0), torch.nan)
