@@ -90,7 +90,7 @@ def test_null_is_allowed_only_where_the_field_says_so() -> None:
         ({"inner": {"widht": 2}}, r"^unknown field 'widht' at outer\.inner: did you mean 'width'\?"),
         ({"several": [{}, {"width": -1}]}, r"^outer\.several\.1: width is -1"),
         ({"selector": {"name": "randm"}}, r"^unknown selector 'randm' at outer\.selector: .*'random'"),
-        ({"selector": {"fraction": 1}}, r"^outer\.selector says no name: add one of all, "),
+        ({"selector": {"fraction": 1}}, r"^outer\.selector says no name: add one of .*\ball\b"),
         ({"selector": {"name": "random", "fraction": 2}}, r"^outer\.selector: fraction is 2\.0 but must lie"),
         ({"objectives": [{"name": "kd", "temp": 1}]}, r"^unknown field 'temp' at outer\.objectives\.0: "),
         ({"prompts": "cida"}, r"^unknown prompt learner 'cida' at outer\.prompts: did you mean 'coda'\?"),

@@ -62,8 +62,9 @@ def test_baselines_are_recipes_of_the_same_question(name: str) -> None:
     for claim in recipe.predicted:
         figure, above, other = claim.split(" ")
         assert above in (">", "<")
-        assert figure.split(".")[0] in ("student", "teacher", "fidelity", "paths")
-        assert other in recipe.baselines or other.split(".")[0] in ("student", "teacher", "paths")
+        figures = ("student", "teacher", "fidelity", "paths", "terms")
+        assert figure.split(".")[0] in figures
+        assert other in recipe.baselines or other.split(".")[0] in figures
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

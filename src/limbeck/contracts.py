@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.errors import ShapeError, unknown
+from limbeck.errors import ConfigError, ShapeError, unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,11 @@ class Outputs:
         Raises:
             ConfigError: there is no such path.
         """
+        if path and not self.paths:
+            raise ConfigError(
+                f"path is {path!r} but this teacher gives one answer alone: leave path out, or take a teacher "
+                "with other paths, such as dfpt"
+            )
         if path and path not in self.paths:
             raise unknown("path", path, self.paths)
         return self.paths[path] if path else self
@@ -403,6 +408,9 @@ class Network:
     def tokenizer(self) -> Any:
         """The tokenizer (of transformers) that the network was trained with; None = it brings none."""
         return None
+
+    def check(self, spec: Spec) -> None:
+        """Preflight: raise, before any weight is read, where ``build`` is known to fail."""
 
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """The network, initialised from ``generator`` alone.

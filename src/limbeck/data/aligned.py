@@ -11,8 +11,8 @@ from limbeck.data.tokens import Rows, encode, rows_of
 from limbeck.errors import DataError
 
 
-def aligned_rows(corpus: Corpus, tokenizers: Sequence[Any], reading: Reading) -> list[Rows]:
-    """The corpus in rows of each tokenizer, as many of each, where row n holds the same text for all.
+def aligned_rows(corpus: Corpus, own: Any, other: Any, reading: Reading) -> Rows:
+    """The corpus in rows of the tokenizer ``own``, and of ``other``: row n holds the same text for both.
 
     Each text begins a row, and one that is longer than a row goes on in the next, from a white space on. The
     end token follows the last piece alone.
@@ -20,6 +20,7 @@ def aligned_rows(corpus: Corpus, tokenizers: Sequence[Any], reading: Reading) ->
     Raises:
         DataError: no token counts, or a text with a prompt is longer than a row.
     """
+    tokenizers = (own, other)
     documents = tuple(
         piece
         for document in corpus.documents
@@ -29,7 +30,7 @@ def aligned_rows(corpus: Corpus, tokenizers: Sequence[Any], reading: Reading) ->
         )
     )
     cut, apart = replace(corpus, documents=documents), replace(reading, pack=False)
-    return [rows_of(cut, tokenizer, apart) for tokenizer in tokenizers]
+    return replace(rows_of(cut, own, apart), other=rows_of(cut, other, apart))
 
 
 def halved(document: Document, tokenizers: Sequence[Any], reading: Reading) -> Iterator[Document]:

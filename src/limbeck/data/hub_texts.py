@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.data.huggingface import load_dataset
 from limbeck.data.images import Dataset
-from limbeck.data.texts import Corpus, Document, Reading, TextSplits, three
+from limbeck.data.texts import Document, Reading, TextSplits, three
 from limbeck.errors import DataError, unknown
 
 
@@ -48,23 +48,18 @@ class HubTexts(Reading, Dataset):
         """The three parts: the data set's own, or see ``texts.three``."""
         parts = load_dataset(self.path, self.config)
         licence = parts[next(iter(parts))].info.license or "not stated"
-        domains, source = (self.path,), f"huggingface.co/datasets/{self.path}"
-        whole = self._documents(parts, self.train, "train")
-        cut = three(self.path, whole, domains, licence, source, (self.validation, self.test))
-        validation, test, train = cut.validation, cut.test, list(cut.train.documents)
-        if self.test_split is not None:
-            train += cut.test.documents
-            own = self._documents(parts, self.test_split, "test_split")
-            test = Corpus(f"{self.path} test", tuple(own), domains, licence, source)
-        if self.validation_split is not None:
-            train += cut.validation.documents
-            own = self._documents(parts, self.validation_split, "validation_split")
-            validation = Corpus(f"{self.path} validation", tuple(own), domains, licence, source)
-        return TextSplits(
-            Corpus(f"{self.path} train", tuple(train), domains, licence, source), validation, test
+        train, validation, test = (
+            self._documents(parts, getattr(self, field), field)
+            for field in ("train", "validation_split", "test_split")
         )
+        return three(
+            self.path, train, (self.path,), licence, f"huggingface.co/datasets/{self.path}",
+            (self.validation, self.test), validation=validation, test=test,
+        )  # fmt: skip
 
-    def _documents(self, parts: Any, split: str, field: str) -> list[Document]:
+    def _documents(self, parts: Any, split: str | None, field: str) -> list[Document]:
+        if split is None:
+            return []
         if split not in parts:
             raise unknown("split", split, parts, where=f"data.{field}")
         table = parts[split]

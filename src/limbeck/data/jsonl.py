@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.data.images import Dataset
-from limbeck.data.text_files import domain, locate, read
-from limbeck.data.texts import Corpus, Document, Reading, TextSplits, three
+from limbeck.data.text_files import domain_names, locate, read
+from limbeck.data.texts import Document, Reading, TextSplits, three
 from limbeck.errors import ConfigError, DataError
+
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +28,15 @@ class JsonLines(Reading, Dataset):
         files: paths, or names in a data folder (``root``, or the environment's ``LIMBECK_DATA``).
         text: field of what is learnt: the answer, or the whole text.
         prompt: field of what stands before it; None = there is nothing.
-        split: field that says ``train``, ``validation`` or ``test``; None = parts are cut by share.
-        validation: share of each file's training lines that is for validation.
-        test: share that is for the test, where no field says it.
+        split: field that says ``train``, ``validation`` or ``test``; a part that no line is of is cut from
+            the training lines. None = both are.
+        validation: share of each file's training lines that is for validation, where it is cut.
+        test: share that is for the test, where it is cut.
         limit: read no more than so many lines of each file and part; None = all.
         root: a folder to look in.
 
     Raises:
-        ConfigError: no file.
+        ConfigError: no file, or one that is named twice.
     """
 
     files: tuple[str, ...]
@@ -49,41 +52,35 @@ class JsonLines(Reading, Dataset):
         super().__post_init__()
         if not self.files:
             raise ConfigError("files is empty: name at least one file of JSON lines")
+        if len(set(self.files)) < len(self.files):
+            raise ConfigError("files names one file twice: name each once, a file is a domain")
 
     def load(self) -> TextSplits:  # type: ignore[override]  # texts, not images
         """The three parts: as the lines say, or see ``texts.three``."""
-        domains = tuple(domain(name) for name in self.files)
-        name, source = ", ".join(domains), ", ".join(self.files)
-        found = [pair for number, file in enumerate(self.files) for pair in self._lines(file, number)]
-        if self.split is None:
-            documents = [document for _, document in found]
-            return three(name, documents, domains, "not stated", source, (self.validation, self.test))
-        parts = {
-            part: [document for where, document in found if where == part]
-            for part in ("train", "validation", "test")
-        }
-        if not parts["validation"]:
-            share = max(1, round(self.validation * len(parts["train"])))
-            parts["train"], parts["validation"] = parts["train"][:-share], parts["train"][-share:]
-        return TextSplits(
-            *(
-                Corpus(f"{name} {part}", tuple(own), domains, "not stated", source)
-                for part, own in parts.items()
-            )
-        )
+        domains, source = domain_names(self.files), ", ".join(self.files)
+        parts: dict[str, list[Document]] = {part: [] for part in PARTS}
+        for number, file in enumerate(self.files):
+            for part, document in self._lines(file, number):
+                parts[part].append(document)
+        return three(
+            ", ".join(domains), parts["train"], domains, "not stated", source, (self.validation, self.test),
+            validation=parts["validation"], test=parts["test"],
+        )  # fmt: skip
 
     def _lines(self, file: str, number: int) -> Iterator[tuple[str, Document]]:
         counts: dict[str, int] = {}
-        for place, line in enumerate(read(locate(file, self.root)).splitlines(), 1):
+        for place, line in enumerate(read(locate(file, self.root)).split("\n"), 1):
             if not line.strip():
                 continue
-            entry = self._entry(line, f"{file}, line {place}")
-            where = "train" if self.split is None else self._value(entry, self.split, f"{file}, line {place}")
-            counts[where] = counts.get(where, 0) + 1
-            if self.limit is not None and counts[where] > self.limit:
-                continue
-            asked = "" if self.prompt is None else self._value(entry, self.prompt, f"{file}, line {place}")
-            yield where, Document(self._value(entry, self.text, f"{file}, line {place}"), asked, number)
+            where = f"{file}, line {place}"
+            entry = self._entry(line, where)
+            part = "train" if self.split is None else self._value(entry, self.split, where)
+            if part not in PARTS:
+                raise DataError(f"{where}: {self.split} is {part!r}: allowed are {', '.join(PARTS)}")
+            counts[part] = counts.get(part, 0) + 1
+            if self.limit is None or counts[part] <= self.limit:
+                asked = "" if self.prompt is None else self._value(entry, self.prompt, where)
+                yield part, Document(self._value(entry, self.text, where), asked, number)
 
     def _entry(self, line: str, where: str) -> dict[str, Any]:
         try:

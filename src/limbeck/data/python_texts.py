@@ -6,6 +6,7 @@ import importlib.util
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 from limbeck.data.images import Dataset
@@ -84,8 +85,10 @@ class PythonTexts(Reading, Dataset):
         for name in self.domains:
             if name not in SOURCES:
                 raise unknown("domain", name, SOURCES)
-        if not self.domains:
-            raise ConfigError(f"domains is empty: name some of {', '.join(SOURCES)}")
+        if not self.domains or len(set(self.domains)) < len(self.domains):
+            raise ConfigError(
+                f"domains is {list(self.domains)}: name some of {', '.join(SOURCES)}, each once"
+            )
         if self.shares is not None and (
             len(self.shares) != len(self.domains) or not all(0 < share <= 1 for share in self.shares)
         ):
@@ -95,7 +98,9 @@ class PythonTexts(Reading, Dataset):
         """The three parts; see ``texts.three``."""
         documents = [
             Document(text, domain=number)
-            for number, (name, share) in enumerate(zip(self.domains, self.shares or [1.0] * 9, strict=False))
+            for number, (name, share) in enumerate(
+                zip(self.domains, self.shares or repeat(1.0), strict=False)
+            )
             for text in beginning(SOURCES[name](), share)
         ]
         return three(

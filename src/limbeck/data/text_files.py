@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from limbeck.data.images import Dataset
@@ -31,7 +31,7 @@ class TextFiles(Reading, Dataset):
         root: a folder to look in.
 
     Raises:
-        ConfigError: no file, or test files that do not pair with them.
+        ConfigError: no file, one that is named twice, or test files that do not pair with them.
     """
 
     files: tuple[str, ...]
@@ -46,23 +46,22 @@ class TextFiles(Reading, Dataset):
         super().__post_init__()
         if not self.files:
             raise ConfigError("files is empty: name at least one text file")
+        if len(set(self.files)) < len(self.files):
+            raise ConfigError("files names one file twice: name each once, a file is a domain")
         if self.test_files is not None and len(self.test_files) != len(self.files):
             raise ConfigError(
                 f"test_files names {len(self.test_files)} but files {len(self.files)}: pair them"
             )
+        if self.characters is not None and self.characters < 1:
+            raise ConfigError(f"characters is {self.characters}: allowed are values of at least 1")
 
     def load(self) -> TextSplits:  # type: ignore[override]  # texts, not images
         """The three parts; see ``texts.three``."""
-        domains, source = tuple(domain(name) for name in self.files), ", ".join(self.files)
-        name, documents = ", ".join(domains), self._read(self.files)
-        parts = three(name, documents, domains, "not stated", source, (self.validation, self.test))
-        if self.test_files is None:
-            return parts
-        learnt = parts.train.documents + parts.test.documents  # nothing need be cut off for the test
-        test = tuple(self._read(self.test_files))
-        return TextSplits(
-            replace(parts.train, documents=learnt), parts.validation, replace(parts.test, documents=test)
-        )
+        domains, source = domain_names(self.files), ", ".join(self.files)
+        return three(
+            ", ".join(domains), self._read(self.files), domains, "not stated", source,
+            (self.validation, self.test), test=self._read(self.test_files or ()),
+        )  # fmt: skip
 
     def _read(self, names: tuple[str, ...]) -> list[Document]:
         found = []
@@ -73,9 +72,10 @@ class TextFiles(Reading, Dataset):
         return found
 
 
-def domain(name: str) -> str:
-    """What a file is called without its folder and its endings."""
-    return Path(name).name.partition(".")[0]
+def domain_names(files: tuple[str, ...]) -> tuple[str, ...]:
+    """What files are called without their folders and endings; where two are called alike, with them."""
+    short = tuple(Path(name).name.partition(".")[0] for name in files)
+    return short if len(set(short)) == len(short) else files
 
 
 def locate(name: str, root: str | None) -> Path:
@@ -103,6 +103,6 @@ def read(path: Path) -> str:
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable UTF-8 text ({error}): mend it or name another") from error

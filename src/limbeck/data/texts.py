@@ -136,15 +136,18 @@ class Reading:
 
 def three(
     name: str, documents: Sequence[Document], domains: Sequence[str], licence: str, source: str,
-    shares: tuple[float, float],
+    shares: tuple[float, float], *, validation: Sequence[Document] | None = None,
+    test: Sequence[Document] | None = None,
 ) -> TextSplits:  # fmt: skip
-    """Training, validation and test part of one list of documents.
+    """Training, validation and test part of texts.
 
-    The last documents of each domain are for the test, those before them for validation. Documents of a
-    domain that has few, and no prompts, are each cut into three.
+    A part that is not given is cut from ``documents``: the last of each domain are for the test, those before
+    them for validation. Where a domain has few, and no prompts, each of them is cut.
 
     Args:
-        shares: of validation and test, each above 0.
+        shares: of validation and test, each above 0, where they are cut.
+        validation: the validation part, where the texts have one of their own.
+        test: the test part, likewise.
 
     Raises:
         ConfigError: shares that leave nothing to learn from.
@@ -152,35 +155,44 @@ def three(
     """
     if min(shares) <= 0 or sum(shares) >= 1:
         raise ConfigError(f"validation and test are {shares}: allowed are shares above 0, below 1 together")
-    parts: tuple[list[Document], ...] = ([], [], [])
+    wanted = [0.0 if given else share for given, share in zip((validation, test), shares, strict=True)]
+    parts: list[list[Document]] = [[], list(validation or ()), list(test or ())]
     for number, domain in enumerate(domains):
         own = [d for d in documents if d.domain == number and d.text]
-        found = _by_document(own, shares)
-        if len(own) < FEW and not any(d.prompt for d in own):
-            found = [[piece for d in own if (piece := cut(d, shares)[place]).text] for place in range(3)]
-        if not all(found):
-            raise DataError(f"{name}: too little text of domain {domain!r} for three parts: give it more")
+        few = any(wanted) and len(own) < FEW and not any(d.prompt for d in own)
+        found = _within(own, wanted) if few else _by_document(own, wanted)
+        if not all(found[place] for place, share in enumerate((1.0, *wanted)) if share):
+            raise DataError(f"{name}: too little text of domain {domain!r} for its parts: give it more")
         for part, more in zip(parts, found, strict=True):
             part.extend(more)
-    train, validation, test = (
-        Corpus(f"{name} {part}", tuple(own), tuple(domains), licence, source)
-        for part, own in zip(("train", "validation", "test"), parts, strict=True)
+    return TextSplits(
+        *(
+            Corpus(f"{name} {part}", tuple(own), tuple(domains), licence, source)
+            for part, own in zip(("train", "validation", "test"), parts, strict=True)
+        )
     )
-    return TextSplits(train, validation, test)
 
 
-def _by_document(own: list[Document], shares: tuple[float, float]) -> list[list[Document]]:
-    watched, tested = (max(1, round(share * len(own))) for share in shares)
+def _by_document(own: Sequence[Document], shares: Sequence[float]) -> list[Sequence[Document]]:
+    watched, tested = (max(1, round(share * len(own))) if share else 0 for share in shares)
     ends = (0, len(own) - watched - tested, len(own) - tested, len(own))
     return [own[max(a, 0) : max(b, 0)] for a, b in pairwise(ends)]
 
 
-def cut(document: Document, shares: tuple[float, float]) -> list[Document]:
-    """A document as three, parted at ends of lines where there are some."""
+def _within(own: Sequence[Document], shares: Sequence[float]) -> list[Sequence[Document]]:
+    pieces = [cut(document, shares) for document in own]
+    return [[piece for each in pieces if (piece := each[place]).text] for place in range(3)]
+
+
+def cut(document: Document, shares: Sequence[float]) -> list[Document]:
+    """A document as three, parted at ends of lines where there are some; the last alone ends as it does."""
     text = document.text
     places = [0]
     for share in (sum(shares), shares[1]):
         wanted = round(len(text) * (1 - share))
         line = text.rfind("\n", places[-1], wanted) + 1
-        places.append(line if line > places[-1] else wanted)
-    return [replace(document, text=text[a:b]) for a, b in pairwise((*places, len(text)))]
+        places.append(line if share and line > places[-1] else wanted)
+    return [
+        replace(document, text=text[a:b], ends=document.ends and b == len(text))
+        for a, b in pairwise((*places, len(text)))
+    ]

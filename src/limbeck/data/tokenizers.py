@@ -18,8 +18,8 @@ def tokenizer_of(name: str, corpus: Corpus) -> Any:
     """A tokenizer of transformers.
 
     Args:
-        name: ``characters``; ``bpe:N`` for N tokens of byte pairs; else a model's, as ``load_tokenizer`` takes
-            it.
+        name: ``characters``; ``bpe:N`` for N tokens of byte pairs; else a model's, as ``load_tokenizer``
+            takes it.
         corpus: what the first two are made from.
 
     Raises:

@@ -37,6 +37,7 @@ class Rows:
         domains: their names.
         marks: further numbers [N, T] for each token to be said, by name.
         prompts: the prompts' tokens, where the texts have prompts, and the answers' texts.
+        other: the same texts, row by row, as a teacher with another tokenizer reads them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Rows:
     domains: tuple[str, ...]
     marks: Mapping[str, Tensor] = field(default_factory=dict)
     prompts: tuple[tuple[list[int], str], ...] = ()
+    other: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,11 +59,13 @@ class Rows:
         if self.segments is not None or other.segments is not None:
             parts = [torch.zeros_like(r.ids) if r.segments is None else r.segments for r in (self, other)]
             segments = torch.cat(parts)
+        read = None if self.other is None or other.other is None else self.other.joined(other.other)
         return replace(
             self, ids=torch.cat([self.ids, other.ids]), segments=segments,
             following=torch.cat([self.following, other.following]),
             domain=torch.cat([self.domain, other.domain]), prompts=self.prompts + other.prompts,
             marks={name: torch.cat([values, other.marks[name]]) for name, values in self.marks.items()},
+            other=read,
         )  # fmt: skip
 
     @property
@@ -76,6 +80,7 @@ class Rows:
         for values in (self.ids, self.following, self.segments):
             if values is not None:
                 digest.update(np.ascontiguousarray(values.numpy()).data)
+        digest.update(b"" if self.other is None else self.other.fingerprint.encode())
         return digest.hexdigest()
 
 
@@ -98,8 +103,9 @@ class Piece(NamedTuple):
 def rows_of(corpus: Corpus, tokenizer: Any, reading: Reading) -> Rows:
     """The corpus in rows.
 
-    Each document is closed by the end token, where there is one; one that is longer than a row goes on in the
-    next, where its first tokens are read without what stood before.
+    Each document begins with the token that the tokenizer begins texts with, and is closed by the end token,
+    where there are such. One that is longer than a row goes on in the next, where its first tokens are read
+    without what stood before; of a prompt that fills rows the last one alone is kept.
 
     Raises:
         DataError: no token counts.
@@ -117,10 +123,8 @@ def rows_of(corpus: Corpus, tokenizer: Any, reading: Reading) -> Rows:
     rows = list(_packed(pieces, reading.length) if reading.pack else ([piece] for piece in pieces))
     shape = (len(rows), reading.length)
     ids, said = np.full(shape, _pad(tokenizer), np.int64), np.full(shape, UNCOUNTED, np.int64)
-    segments, marks = (
-        np.zeros(shape, np.int64),
-        {name: np.zeros(shape, np.float32) for name in pieces[0].marks},
-    )
+    segments = np.zeros(shape, np.int64)
+    marks = {name: np.zeros(shape, np.float32) for name in pieces[0].marks}
     for row, parts in enumerate(rows):
         at = 0
         for number, piece in enumerate(parts):
@@ -140,19 +144,27 @@ def rows_of(corpus: Corpus, tokenizer: Any, reading: Reading) -> Rows:
 
 
 def encode(document: Document, tokenizer: Any, *, template: bool = False) -> tuple[list[int], list[int]]:
-    """The tokens of a document's prompt, and those of its text with the end token.
+    """The tokens that stand before a document's text, and those of the text with the end token.
 
     Raises:
         ConfigError: a chat template is asked for, but the tokenizer has none.
     """
     ends = [] if tokenizer.eos_token_id is None or not document.ends else [tokenizer.eos_token_id]
-    if not template:
-        return _ids(tokenizer, document.prompt), [*_ids(tokenizer, document.text), *ends]
-    if not getattr(tokenizer, "chat_template", None):
+    told = [*_ids(tokenizer, document.text), *ends]
+    if template and not getattr(tokenizer, "chat_template", None):
         raise ConfigError("data.template is true but the tokenizer has no chat template: set it to false")
-    turns = [{"role": "user", "content": document.prompt}]
-    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    return _ids(tokenizer, asked), [*_ids(tokenizer, document.text), *ends]
+    if template and document.prompt:
+        turns = [{"role": "user", "content": document.prompt}]
+        return _ids(
+            tokenizer, tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        ), told
+    return [*begins(tokenizer), *_ids(tokenizer, document.prompt)], told
+
+
+def begins(tokenizer: Any) -> list[int]:
+    """The token that a tokenizer puts before every text, where it does that of its own accord."""
+    first: list[int] = tokenizer("", verbose=False)["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -225,7 +237,6 @@ class TokenBatches(Ordered):
         seed: fixes the order.
         shuffle: a new order each epoch.
         drop_last: leave out a last batch that is not full.
-        other: the same texts as a teacher with another tokenizer reads them, row by row.
 
     Raises:
         ConfigError: a batch size below 1.
@@ -237,11 +248,11 @@ class TokenBatches(Ordered):
 
     def __init__(
         self, rows: Rows, index: Tensor | None = None, *, batch_size: int, seed: int = 0,
-        shuffle: bool = True, drop_last: bool = False, other: Rows | None = None,
+        shuffle: bool = True, drop_last: bool = False,
     ) -> None:  # fmt: skip
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size} but must be at least 1")
-        self.rows, self.other = rows, other
+        self.rows = rows
         self.index = torch.arange(len(rows)) if index is None else index.to(torch.int64)
         if not len(self.index):
             raise DataError(f"{rows.name}: no rows to make batches of")
@@ -270,16 +281,16 @@ class TokenBatches(Ordered):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches ``start``, ``start + 1``, ... of ``epoch``."""
         for part in self.parts(epoch, start):
-            other = None if self.other is None else batch_of(self.other, part)
-            yield batch_of(self.rows, part, other)
+            yield batch_of(self.rows, part)
 
 
-def batch_of(rows: Rows, index: Tensor, other: Batch | None = None) -> Batch:
+def batch_of(rows: Rows, index: Tensor) -> Batch:
     """The rows ``index`` [B] as a batch."""
     said = rows.following[index].flatten()
     places = (said != UNCOUNTED).nonzero().flatten()
     return Batch(
         inputs=rows.ids[index], labels=said[places], index=index, view=torch.zeros_like(index), rows=places,
         segments=None if rows.segments is None else rows.segments[index],
-        marks={name: values[index].flatten()[places] for name, values in rows.marks.items()}, other=other,
+        marks={name: values[index].flatten()[places] for name, values in rows.marks.items()},
+        other=None if rows.other is None else batch_of(rows.other, index),
     )  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,8 @@ class CausalLM(Net):
     def hidden(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """The last hidden states [B, T, D] of token ids [B, T]."""
         body: Any = self.network.base_model
-        found: Tensor = body(
-            input_ids=ids, use_cache=False, **within(segments, dtype_of(body))
-        ).last_hidden_state
+        apart = {} if segments is None else {"position_ids": places(segments)}
+        found: Tensor = body(input_ids=ids, use_cache=False, **apart).last_hidden_state
         return found
 
     def save(self, folder: Path) -> bool:
@@ -91,25 +91,16 @@ class CausalLM(Net):
         return True
 
 
-def within(segments: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Mask and positions with which each token [B, T] reads its own document alone; nothing for None."""
-    if segments is None:
-        return {}
-    count = segments.shape[1]
-    same = segments[:, :, None] == segments[:, None, :]
-    causal = torch.ones(count, count, dtype=torch.bool, device=segments.device).tril()
-    mask = torch.zeros(same.shape, dtype=dtype, device=segments.device)
-    mask = mask.masked_fill(~(same & causal), torch.finfo(dtype).min)
-    place = torch.arange(count, device=segments.device).expand_as(segments)
+def places(segments: Tensor) -> Tensor:
+    """The place [B, T] of each token within its document, from 0.
+
+    From these alone transformers' models tell documents in a row apart, in each kind of attention that they
+    have; a mask of our own would take a sliding window away.
+    """
+    place = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     first = torch.ones_like(segments, dtype=torch.bool)
     first[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    start = torch.where(first, place, 0).cummax(1).values
-    return {"attention_mask": mask[:, None], "position_ids": place - start}
-
-
-def dtype_of(network: nn.Module) -> torch.dtype:
-    """The type of a network's weights."""
-    return next(p.dtype for p in network.parameters() if p.is_floating_point())
+    return place - torch.where(first, place, 0).cummax(1).values
 
 
 def unembedding(network: nn.Module) -> Unembedding:
@@ -133,28 +124,59 @@ def unembedding(network: nn.Module) -> Unembedding:
 def check_head(network: nn.Module) -> None:
     """Raise ``ShapeError`` unless the logits are the last hidden states under the output embedding."""
     model: Any = network
-    was, place = model.training, next(model.parameters()).device
-    model.eval()
-    ids = torch.arange(4, device=place)[None] % model.config.vocab_size
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    said, own = (
-        model(input_ids=ids, use_cache=False).logits[0].float(),
-        unembedding(model).logits(hidden).float(),
-    )
-    model.train(was)
-    if said.shape != own.shape or not torch.allclose(
-        said, own, rtol=1e-2, atol=1e-2 * float(said.abs().max())
-    ):
+    with _at_rest(model):
+        ids = torch.arange(4, device=_device(model))[None] % model.config.get_text_config().vocab_size
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        said = model(input_ids=ids, use_cache=False).logits[0].float()
+        own = unembedding(model).logits(hidden).float()
+    close = 1e-2 * float(said.abs().max())  # half precision rounds, where a factor or a cap would show
+    if said.shape != own.shape or not torch.allclose(said, own, rtol=1e-2, atol=close, equal_nan=True):
         raise ShapeError(
             f"{type(network).__name__} does more to its last hidden states than its output embedding: "
             "its logits cannot be taken apart; name another model"
         )
 
 
-def fit_vocabulary(network: nn.Module, spec: Spec, what: str) -> None:
-    """Raise ``ConfigError`` where the model has fewer tokens than the tokenizer, or reads shorter rows."""
-    model: Any = network
-    have, longest = len(unembedding(model).weight), getattr(model.config, "max_position_embeddings", None)
+@torch.no_grad()
+def check_packing(net: CausalLM) -> None:
+    """Raise ``ShapeError`` unless a document in a row is read as if no other stood before it."""
+    model: Any = net.network
+    with _at_rest(model):
+        ids = torch.arange(8, device=_device(model)).expand(2, 8) % model.config.get_text_config().vocab_size
+        ids = torch.stack([ids[0], torch.cat([ids[0, :4].flip(0), ids[0, 4:]])])
+        try:
+            one, other = net.hidden(ids, (torch.arange(8, device=ids.device) > 3).long().expand(2, 8))[:, 4:]
+        except TypeError:  # its forward takes no positions
+            one, other = torch.zeros(1), torch.ones(1)
+    if not torch.allclose(one, other, rtol=0, atol=1e-4 * float(one.abs().max()), equal_nan=True):
+        raise ShapeError(
+            f"{type(model).__name__} cannot tell documents in one row apart: set data.pack to false"
+        )
+
+
+@contextmanager
+def _at_rest(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, and afterwards as it was."""
+    was = network.training
+    network.eval()
+    yield
+    network.train(was)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+def check_form(config: Any, spec: Spec, what: str) -> None:
+    """Raise ``ConfigError`` where a model has fewer tokens than the tokenizer, or reads shorter rows.
+
+    Args:
+        config: the model's, of transformers.
+        spec: what the data asks for.
+        what: ``student`` or ``teacher``, for the message.
+    """
+    form = config.get_text_config()
+    have, longest = form.vocab_size, getattr(form, "max_position_embeddings", None)
     if have < spec.classes:
         raise ConfigError(
             f"the {what} has {have} tokens but the tokenizer {spec.classes}: name the tokenizer of the "
@@ -172,22 +194,33 @@ def keep_layers(network: nn.Module, kept: tuple[int, ...]) -> None:
 
     Raises:
         ConfigError: a layer that is not there, or an order that is not rising.
-        ShapeError: the model's layers cannot be found.
+        ShapeError: the model's layers cannot be found, or its configuration cannot say which are left.
     """
     model: Any = network
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ShapeError(f"{type(network).__name__} keeps its layers elsewhere than in base_model.layers")
-    if list(kept) != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= len(layers):
-        raise ConfigError(f"layers is {list(kept)} but must be rising numbers from 0 to {len(layers) - 1}")
+    check_layers(kept, len(layers))
     model.base_model.layers = nn.ModuleList(layers[place] for place in kept)
     for place, layer in enumerate(model.base_model.layers):
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
                 part.layer_idx = place
-    model.config.num_hidden_layers = len(kept)
-    if getattr(model.config, "layer_types", None) is not None:
-        model.config.layer_types = [model.config.layer_types[place] for place in kept]
+    config = model.config
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == len(layers):  # said of each layer: layer_types, ...
+            setattr(config, name, [value[place] for place in kept])
+    config.num_hidden_layers = len(kept)
+    with torch.device("meta"):
+        again = type(model)(copy.deepcopy(config)).state_dict()
+    if {k: v.shape for k, v in again.items()} != {k: v.shape for k, v in model.state_dict().items()}:
+        raise ShapeError(f"{type(network).__name__} has layers of several kinds: set student.layers to null")
+
+
+def check_layers(kept: tuple[int, ...], total: int) -> None:
+    """Raise ``ConfigError`` unless ``kept`` are rising numbers of some of ``total`` layers."""
+    if list(kept) != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= total:
+        raise ConfigError(f"layers is {list(kept)} but must be rising numbers from 0 to {total - 1}")
 
 
 def spread(count: int, total: int) -> tuple[int, ...]:

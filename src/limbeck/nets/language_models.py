@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from limbeck.errors import ConfigError
@@ -46,20 +47,37 @@ def load_model(model: str, *, dtype: str = "float32", weights: bool = True) -> n
         ConfigError: it cannot be had, or is no causal language model.
     """
     library = the_library()
-    if model.endswith(".gguf"):
-        from limbeck.nets.gguf_lm import read_gguf
+    network: Any
+    if not weights:
+        network = library.AutoModelForCausalLM.from_config(load_form(model), dtype=DTYPES[dtype])
+    elif model.endswith(".gguf"):
+        from limbeck.nets.gguf_lm import read_gguf_model
 
-        network: nn.Module = read_gguf(model)[0]
-        return network.to(dtype=DTYPES[dtype]).eval()
-    with _named(model):
-        if not weights:
-            config = library.AutoConfig.from_pretrained(model)
-            network = library.AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-        else:
-            network = library.AutoModelForCausalLM.from_pretrained(
-                model, dtype=DTYPES[dtype], use_safetensors=True
+        network = read_gguf_model(model).to(DTYPES[dtype])  # type: ignore[arg-type]
+    else:
+        with _named(model) as place:
+            network, found = library.AutoModelForCausalLM.from_pretrained(
+                place, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
             )
-    return network.eval()
+            if found["missing_keys"]:  # which the library would leave at chance
+                raise ValueError(f"it lacks the weights {min(found['missing_keys'])}")
+    return network.eval()  # type: ignore[no-any-return]
+
+
+def load_form(model: str) -> Any:
+    """The configuration of a model, by the same names as ``load_model``; no weight is read.
+
+    Raises:
+        ConfigError: it cannot be had, or is of no causal language model.
+    """
+    library = the_library()
+    with _named(model) as place:
+        path = Path(place)
+        packed = {"gguf_file": path.name} if model.endswith(".gguf") else {}
+        form = library.AutoConfig.from_pretrained(path.parent if packed else place, **packed)
+        if type(form) not in library.AutoModelForCausalLM._model_mapping:
+            raise ValueError(f"{form.model_type} is no causal language model")
+    return form
 
 
 def load_tokenizer(model: str) -> Any:
@@ -73,20 +91,21 @@ def load_tokenizer(model: str) -> Any:
         from limbeck.nets.gguf_lm import read_gguf_tokenizer
 
         return read_gguf_tokenizer(model)
-    with _named(model):
-        return library.AutoTokenizer.from_pretrained(model)
+    with _named(model, "the tokenizer of ") as place:
+        return library.AutoTokenizer.from_pretrained(place)
 
 
 @contextmanager
-def _named(model: str) -> Iterator[None]:
-    """Turn what the library says of a model that cannot be had into one line."""
+def _named(model: str, part: str = "") -> Iterator[str]:
+    """Where the model is; what the library says of one that cannot be had becomes one line."""
     folder = Path(model).expanduser()
     try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        yield str(folder) if folder.exists() else model
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = "the folder" if folder.exists() else "the Hugging Face hub"
+        where, fix = "the Hugging Face hub", "go online once so that it is kept, or name a local folder"
+        if folder.exists():
+            where, fix = "the folder", "mend it, or name another"
         raise ConfigError(
-            f"cannot load language model {model!r} from {where} ({reason}): check the name, go online once "
-            "so that it is kept, or name a local folder or .gguf file"
+            f"cannot load {part}language model {model!r} from {where} ({reason}): {fix}"
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.contracts import Batch, Net, Outputs, Scenario, Selection, Spec
 from limbeck.data.aligned import aligned_rows
-from limbeck.data.texts import Reading, TextSplits
+from limbeck.data.texts import Corpus, Reading, TextSplits
 from limbeck.data.together import Going
 from limbeck.data.tokenizers import special_of, tokenizer_of, vocabulary_hash
 from limbeck.data.tokens import Rows, TokenBatches, rows_of
@@ -25,13 +25,13 @@ from limbeck.engine.seeds import derive
 from limbeck.engine.state import value_hash
 from limbeck.errors import ConfigError
 from limbeck.metrics import cost as costs
-from limbeck.nets.causal_lm import CausalLM
+from limbeck.nets.causal_lm import CausalLM, check_packing
 from limbeck.nets.language_models import load_model
 from limbeck.scenarios import token_figures
 from limbeck.scenarios.course import Lessons, facts_of
 from limbeck.scenarios.exposures import Reader, exposures
-from limbeck.scenarios.fit_together import check_objectives, has_teacher, load_data
-from limbeck.scenarios.pair import Pair, build_student, constants, hashes, with_weights
+from limbeck.scenarios.fit_together import check_objectives, has_teacher, load_data, named
+from limbeck.scenarios.pair import Pair, constants, hashes
 from limbeck.scenarios.selected import Selected
 
 
@@ -46,7 +46,7 @@ class Language(Scenario):
         epoch_steps: steps of an epoch, the rows going round; None = once over the rows.
         batch_size: rows per step.
         eval_batch_size: rows per evaluation step.
-        eval_rows: rows of the test part that figures are taken on, from its beginning; None = all.
+        eval_rows: rows of the test part that figures are taken on, evenly spread over it; None = all.
         optim: the student's optimiser.
         teacher_epochs: epochs of a teacher that learns; None = as many as the student's.
         teacher_optim: its optimiser; None = the student's.
@@ -71,15 +71,16 @@ class Language(Scenario):
         """Preflight: texts, tokenizers, and whether both networks read text."""
         check_texts(recipe)
         check_objectives(recipe)
-        Tokens(recipe)
+        check_cache(recipe)
+        tokens = Tokens(recipe)
+        recipe.student.check(tokens.spec)
+        if has_teacher(recipe):
+            recipe.teacher.check(tokens.teachers)
 
     def open_student(self, recipe: Any, folder: Path, figures: Mapping[str, Any]) -> Net:
         """The student of a finished run, from the folder that its own library loads."""
-        return CausalLM(load_model(str(folder))).eval()
-
-    def load_student(self, recipe: Any, state: dict[str, Tensor], classes: int) -> Net:
-        """The student of a finished run, in evaluation mode, from its state."""
-        return with_weights(build_student(recipe, Tokens(recipe).spec, recipe.seed), state)
+        dtype = getattr(recipe.student, "dtype", "float32")
+        return CausalLM(load_model(str(folder), dtype=dtype)).eval()
 
     def run(self, recipe: Any, run: Run) -> dict[str, Any]:
         """Train on the recipe's texts; returns the figures on their test part."""
@@ -183,11 +184,31 @@ def check_texts(recipe: Any) -> None:
             )
 
 
+def check_cache(recipe: Any) -> None:
+    """Raise where a teacher of whom the top tokens alone are kept is asked for more than that."""
+    if recipe.engine.cache_top_k is None:
+        return
+    for name, objective in named(recipe).items():
+        heat = getattr(objective, "temperature", 1)
+        if heat != 1 and not objective.needs().logits:
+            raise ConfigError(
+                f"objective.{name}.temperature is {heat}, but the teacher's top tokens are known at 1 alone: "
+                "set it to 1, or engine.cache_top_k to null"
+            )
+
+
 class Tokens:
     """The texts of a recipe as its networks read them.
 
     Args:
         recipe: its data names the texts and how they are read.
+
+    Attributes:
+        splits: the texts.
+        lessons: those of a teacher that learns from others; None = there are none.
+        tokenizer: the student's.
+        other: the teacher's, where it reads other tokens; else None.
+        spec: what the student is built for.
 
     Raises:
         ConfigError: no tokenizer is named, or teacher and student read different tokens and nothing aligns
@@ -205,12 +226,15 @@ class Tokens:
         aligned = any(getattr(objective, "aligns", False) for objective in recipe.objective)
         if self.other is not None and not aligned:
             raise ConfigError(
-                f"teacher and student read different tokens ({_size(other)} and {_size(self.tokenizer)}): "
+                f"teacher and student read different tokens ({len(other)} and {len(self.tokenizer)}): "
                 "take a student with the teacher's tokenizer, or the objective uld, which aligns them"
             )
-        self.spec = Spec(
-            classes=_size(self.tokenizer), channels=0, size=reading.length, special=special_of(self.tokenizer)
-        )
+        self.spec = spec_of(self.tokenizer, reading)
+
+    @property
+    def teachers(self) -> Spec:
+        """What the teacher is built for."""
+        return self.spec if self.other is None else replace(self.spec, classes=len(self.other))
 
     def _teachers(self, recipe: Any) -> Any:
         """The teacher's tokenizer: that of the texts of its own, or what it brings; None = the student's."""
@@ -251,8 +275,17 @@ def lessons_of(recipe: Any) -> TextSplits | None:
     return found
 
 
-def _size(tokenizer: Any) -> int:
-    return len(tokenizer)
+def evenly(count: int | None, total: int) -> Tensor:
+    """``count`` of the numbers below ``total``, evenly spread; None or too many = all."""
+    count = total if count is None else min(count, total)
+    return torch.arange(count) * total // count
+
+
+def spec_of(tokenizer: Any, reading: Reading) -> Spec:
+    """What texts ask of a network."""
+    return Spec(
+        classes=len(tokenizer), channels=0, size=reading.length, special=special_of(tokenizer)
+    )  # fmt: skip
 
 
 class Desk:
@@ -270,30 +303,30 @@ class Desk:
         self.plan, self.recipe, self.run = plan, recipe, run
         self.tokens = Tokens(recipe)
         splits, reading = self.tokens.splits, recipe.data.reading
-        train, validation = (self._rows(part, reading) for part in (splits.train, splits.validation))
-        whole = [one.joined(other) if one is not None and other is not None else None
-                 for one, other in zip(train, validation, strict=True)]  # fmt: skip
-        tested = self._rows(splits.test, reading)
-        assert train[0] is not None and whole[0] is not None and tested[0] is not None
-        self.train_rows, self.test_rows = train[0], tested[0]
-        places = torch.arange(len(whole[0]))
-        index, self.held_out = places[: len(train[0])], places[len(train[0]) :]
-        seed = derive(run.seed, "batches")
-        self.everything = TokenBatches(
-            whole[0], batch_size=plan.eval_batch_size, shuffle=False, other=whole[1]
+        self.train_rows, validation, self.test_rows = (
+            self._rows(part, reading) for part in (splits.train, splits.validation, splits.test)
         )
-        self.learning = TokenBatches(whole[0], index, batch_size=plan.batch_size, seed=seed, other=whole[1])
-        count = min(plan.eval_rows or len(tested[0]), len(tested[0]))
+        whole, count = self.train_rows.joined(validation), len(self.train_rows)
+        places, seed = torch.arange(len(whole)), derive(run.seed, "batches")
+        self.held_out = places[count:]
+        self.everything = TokenBatches(whole, batch_size=plan.eval_batch_size, shuffle=False)
+        self.learning = TokenBatches(whole, places[:count], batch_size=plan.batch_size, seed=seed)
         self.test = TokenBatches(
-            tested[0], torch.arange(count), batch_size=plan.eval_batch_size, shuffle=False, other=tested[1]
-        )
+            self.test_rows, evenly(plan.eval_rows, len(self.test_rows)), batch_size=plan.eval_batch_size,
+            shuffle=False,
+        )  # fmt: skip
         self.taught = self._lessons(recipe) or self.learning
         example = next(iter(self.learning.in_order(2).epoch(0)))
-        other = None if self.tokens.other is None else _size(self.tokens.other)
-        self.pair = Pair(recipe, run, self.tokens.spec, example, samples=len(whole[0]), teacher_classes=other)
+        self.pair = Pair(
+            recipe, run, self.tokens.spec, example, samples=len(whole),
+            teacher_classes=self.tokens.teachers.classes,
+        )  # fmt: skip
         for part in self.pair.student.modules():
             if isinstance(part, CausalLM):
                 part.tokenizer = self.tokens.tokenizer  # what it is saved with
+        for part in self.pair.run.modules.modules():
+            if isinstance(part, CausalLM) and whole.segments is not None:
+                check_packing(part)
 
     def _lessons(self, recipe: Any) -> TokenBatches | None:
         """The batches of a teacher that learns from texts of its own."""
@@ -304,11 +337,9 @@ class Desk:
         seed = derive(self.run.seed, "lessons")
         return TokenBatches(rows, batch_size=self.plan.batch_size, seed=seed)
 
-    def _rows(self, corpus: Any, reading: Reading) -> tuple[Rows, Rows | None]:
-        if self.tokens.other is None:
-            return rows_of(corpus, self.tokens.tokenizer, reading), None
-        own, other = aligned_rows(corpus, (self.tokens.tokenizer, self.tokens.other), reading)
-        return own, other
+    def _rows(self, corpus: Corpus, reading: Reading) -> Rows:
+        own, other = self.tokens.tokenizer, self.tokens.other
+        return rows_of(corpus, own, reading) if other is None else aligned_rows(corpus, own, other, reading)
 
     def readers(self) -> dict[str, Reader]:
         """Both networks with what they read texts by."""
@@ -355,29 +386,27 @@ class Desk:
 def judged(pair: Pair, test: TokenBatches) -> dict[str, Any]:
     """Both networks' figures over the tokens of ``test``, and how near they are."""
     said: dict[str, list[dict[str, Tensor]]] = {"student": [], "teacher": [], "fidelity": []}
-    domain = []
     nets = pair.nets()
     for net in nets.values():
         net.eval()
     for batch in test.epoch(0):
         moved = batch.to(pair.run.device)
+        read = {who: moved if who == "student" else pair.told(moved) for who in nets}
         with autocast(pair.run):
-            answers = {who: net(moved if who == "student" else pair.told(moved)) for who, net in nets.items()}
+            answers = {who: net(read[who]) for who, net in nets.items()}
+        domain = test.labels[batch.index]
         for who, answer in answers.items():
-            said[who].append(token_figures.told(answer, moved if who == "student" else pair.told(moved)))
+            said[who].append(token_figures.told(answer, read[who], domain))
         if "teacher" in answers and batch.other is None:
             said["fidelity"].append(token_figures.compared(answers["student"], answers["teacher"]))
-        assert batch.rows is not None
-        domain.append(test.labels[batch.index][batch.rows // batch.inputs.shape[1]])
+    whole = {
+        who: {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for who, parts in said.items()
+        if parts
+    }
     found: dict[str, Any] = {"teacher": None, "fidelity": None, "paths": {}}
-    for who in nets:
-        whole = {name: torch.cat([part[name] for part in said[who]]) for name in said[who][0]}
-        names = test.rows.domains if test.other is None or who == "student" else ()
-        found[who] = token_figures.side(whole, torch.cat(domain), names)
-    if said["fidelity"]:
-        parts = said["fidelity"]
-        found["fidelity"] = token_figures.between({k: torch.cat([p[k] for p in parts]) for k in parts[0]})
-    return found
+    found |= {who: token_figures.side(whole[who], test.rows.domains) for who in nets}
+    return found | ({"fidelity": token_figures.between(whole["fidelity"])} if "fidelity" in whole else {})
 
 
 def cost(pair: Pair, test: TokenBatches) -> dict[str, Any]:

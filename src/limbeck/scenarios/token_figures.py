@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,16 +19,18 @@ Figures = dict[str, Any]
 
 
 @torch.no_grad()
-def told(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+def told(outputs: Outputs, batch: Batch, domain: Tensor) -> dict[str, Tensor]:
     """What one network says of each token that counts, each [R]: ``nll`` in nats, ``right`` and
-    ``confidence`` in the most probable token."""
+    ``confidence`` in the most probable token, and the token's own ``domain``, from those [B] of the rows."""
+    assert batch.rows is not None
     found: dict[str, list[Tensor]] = {"nll": [], "right": [], "confidence": []}
     for shares, labels in zip(probabilities(outputs), torch.split(batch.labels, CHUNK), strict=True):
         best, guess = shares.max(1)
         found["nll"].append(-shares.gather(1, labels[:, None]).squeeze(1))
         found["right"].append((guess == labels).float())
         found["confidence"].append(best.exp())
-    return {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
+    told = {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
+    return told | {"domain": domain[batch.rows.cpu() // batch.inputs.shape[1]]}
 
 
 @torch.no_grad()
@@ -41,7 +44,8 @@ def compared(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {"kl": [], "reverse_kl": [], "same": [], "acceptance": []}
     for own, other in zip(probabilities(student), probabilities(teacher), strict=True):
         width = min(own.shape[1], other.shape[1])
-        own, other = own[:, :width], other[:, :width]
+        if own.shape != other.shape:  # one has room for tokens that the tokenizer lacks
+            own, other = own[:, :width].log_softmax(1), other[:, :width].log_softmax(1)
         gap = torch.where(torch.isfinite(own) & torch.isfinite(other), other - own, 0.0)
         found["kl"].append((other.exp() * gap).sum(1))
         found["reverse_kl"].append(-(own.exp() * gap).sum(1))
@@ -57,8 +61,8 @@ def probabilities(outputs: Outputs) -> Iterator[Tensor]:
         yield outputs.unembedding.logits(hidden).float().log_softmax(1)
 
 
-def side(values: Mapping[str, Tensor], domain: Tensor, domains: tuple[str, ...]) -> Figures:
-    """One network's figures from what ``told`` gives over all tokens; ``domain`` [R] is each token's.
+def side(values: Mapping[str, Tensor], domains: tuple[str, ...]) -> Figures:
+    """One network's figures from what ``told`` gives over all tokens of ``domains``.
 
     Raises:
         NonFiniteError: a token's probability is no number.
@@ -71,16 +75,19 @@ def side(values: Mapping[str, Tensor], domain: Tensor, domains: tuple[str, ...])
         "accuracy": 100 * hits / count,
         "accuracy_interval": list(accuracy.wilson(hits, count)),
         "nll": float(nll.double().mean()),
-        "perplexity": math.exp(float(nll.double().mean())),
+        "perplexity": perplexity(nll),
         "reliability": calibration.confidence_bins(confidence, right, 15),
         "ece": calibration.confidence_error(confidence, right),
     }
     if len(domains) > 1:
-        found["domain_perplexity"] = {
-            name: math.exp(float(nll[domain == number].double().mean()))
-            for number, name in enumerate(domains)
-        }
+        own = ((name, nll[values["domain"] == number]) for number, name in enumerate(domains))
+        found["domain_perplexity"] = {name: perplexity(part) for name, part in own if len(part)}
     return found
+
+
+def perplexity(nll: Tensor) -> float:
+    """exp of the mean of ``nll`` [R], in nats; what no float holds is the largest."""
+    return math.exp(min(float(nll.double().mean()), math.log(sys.float_info.max)))
 
 
 def between(values: Mapping[str, Tensor]) -> Figures:

@@ -11,8 +11,8 @@ import torch
 from limbeck.contracts import Net, Spec, Student
 from limbeck.errors import unknown
 from limbeck.nets.backbones import seeded
-from limbeck.nets.causal_lm import CausalLM, TextInput, adapted, fit_vocabulary, keep_layers, spread
-from limbeck.nets.language_models import DTYPES, load_model, load_tokenizer
+from limbeck.nets.causal_lm import CausalLM, TextInput, adapted, check_form, check_layers, keep_layers, spread
+from limbeck.nets.language_models import DTYPES, load_form, load_model, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,24 @@ class CausalLMStudent(Student):
         """See ``Network.tokenizer``."""
         return load_tokenizer(self.model)
 
+    def check(self, spec: Spec) -> None:
+        """See ``Network.check``."""
+        form = load_form(self.model)
+        check_form(form, spec, "student")
+        if self.layers is not None:
+            self._kept(form.get_text_config().num_hidden_layers)
+
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """See ``Network.build``."""
         with seeded(generator):
             network: Any = load_model(self.model, dtype=self.dtype, weights=self.pretrained)
-            fit_vocabulary(network, spec, "student")
+            check_form(network.config, spec, "student")
             if self.layers is not None:
-                whole = len(network.base_model.layers)
-                keep_layers(
-                    network, spread(self.layers, whole) if isinstance(self.layers, int) else self.layers
-                )
+                keep_layers(network, self._kept(network.config.num_hidden_layers))
             return adapted(network, self.lora) if self.lora else CausalLM(network)
+
+    def _kept(self, total: int) -> tuple[int, ...]:
+        """Which of the model's ``total`` layers are kept."""
+        kept = spread(self.layers, total) if isinstance(self.layers, int) else self.layers or ()
+        check_layers(kept, total)
+        return kept

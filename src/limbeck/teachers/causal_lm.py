@@ -9,8 +9,8 @@ import torch
 
 from limbeck.contracts import Net, Spec, Teacher
 from limbeck.errors import unknown
-from limbeck.nets.causal_lm import CausalLM, TextInput, fit_vocabulary
-from limbeck.nets.language_models import DTYPES, load_model, load_tokenizer
+from limbeck.nets.causal_lm import CausalLM, TextInput, check_form
+from limbeck.nets.language_models import DTYPES, load_form, load_model, load_tokenizer
 from limbeck.nets.taps import Frozen
 
 
@@ -41,8 +41,12 @@ class CausalLMTeacher(Teacher):
         """See ``Network.tokenizer``."""
         return load_tokenizer(self.model)
 
+    def check(self, spec: Spec) -> None:
+        """See ``Network.check``."""
+        check_form(load_form(self.model), spec, "teacher")
+
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """See ``Network.build``."""
-        network = load_model(self.model, dtype=self.dtype)
-        fit_vocabulary(network, spec, "teacher")
+        network: Any = load_model(self.model, dtype=self.dtype)
+        check_form(network.config, spec, "teacher")
         return Frozen(CausalLM(network))

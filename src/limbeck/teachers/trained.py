@@ -38,6 +38,10 @@ class Trained(Teacher):
         """That of the network."""
         return self.network.tokenizer()
 
+    def check(self, spec: Spec) -> None:
+        """Whether the network can be built."""
+        self.network.check(spec)
+
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """See ``Network.build``."""
         return self.network.build(spec, generator)
