@@ -175,8 +175,8 @@ class Outputs:
         """
         if path and not self.paths:
             raise ConfigError(
-                f"path is {path!r} but this teacher gives one answer alone: leave path out, or take a teacher "
-                "with other paths, such as dfpt"
+                f"path is {path!r} but this teacher gives one answer alone: leave path out, or take a "
+                "teacher with other paths, such as dfpt"
             )
         if path and path not in self.paths:
             raise unknown("path", path, self.paths)

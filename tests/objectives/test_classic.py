@@ -16,7 +16,7 @@ from limbeck.objectives.at import AT
 from limbeck.objectives.nst import NST
 from limbeck.objectives.rkd import RKD
 from limbeck.objectives.sp import SP
-from limbeck.objectives.vid import VID
+from limbeck.objectives.vid import VID, Guess
 
 TAPS = {"student_taps": ("f",), "teacher_taps": ("f",)}
 TAP = {"student_tap": "f", "teacher_tap": "f"}
@@ -170,6 +170,12 @@ def test_sp_reads_all_of_a_feature() -> None:
     own, other = draw(0, 6, 3, 4, 4), draw(1, 6, 9, 8)
     expected = 3000 * losses.similarity_relations(own.flatten(1), other.flatten(1))
     torch.testing.assert_close(loss_of(SP(**TAP), own, other), expected)
+
+
+@pytest.mark.parametrize("variance", [1e-4, 1.0, 5000.0])
+def test_vid_starts_at_any_variance(variance: float) -> None:
+    _, found = Guess(2, 3, variance)(torch.zeros(1, 2, 4, 4))
+    torch.testing.assert_close(found, torch.full((3,), variance))
 
 
 def test_vid_starts_at_its_variance_and_learns_it() -> None:

@@ -22,7 +22,7 @@ from limbeck.engine.distillation import Distillation, combine
 from limbeck.engine.fit import Turn, fit
 from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
-from limbeck.errors import NonFiniteError
+from limbeck.errors import ConfigError, NonFiniteError
 from limbeck.metrics import cost
 from limbeck.nets.dual_path import DualPath, SecondPath
 from limbeck.nets.small import ConvNet
@@ -33,6 +33,7 @@ from limbeck.scenarios.pair import Pair
 from limbeck.students.cifar_resnet import CifarResNetStudent
 from limbeck.students.cnn import CNNStudent
 from limbeck.teachers.dfpt import DFPT
+from limbeck.teachers.lelp import LELPTeacher
 from limbeck.teachers.trained import Trained
 
 SPEC = Spec(classes=10, channels=1, size=8)
@@ -262,6 +263,12 @@ def test_the_teacher_inside_is_built_as_it_would_be_alone() -> None:
     assert choice.input_spec() == CNNStudent().images
 
 
+def test_a_path_inside_another_teacher_is_refused() -> None:
+    choice = DFPT(teacher=Trained(network=CNNStudent()))
+    with pytest.raises(ConfigError, match="a dfpt teacher stands inside another teacher, where its path"):
+        LELPTeacher(teacher=choice).build(SPEC, seed(3))
+
+
 # Whole runs
 
 
@@ -281,6 +288,18 @@ def given(*sets: str) -> Recipe:
     for item in sets:
         asked = plain.override(asked, item)
     return config.build(asked)
+
+
+def test_a_path_that_nobody_listens_to_is_told_of(tmp_path: Path) -> None:
+    few = ("scenario.epochs=1", "scenario.teacher_epochs=1", f"engine.cache_root={tmp_path}")
+    for name, objective in (("deaf", "[labels, kd]"), ("heard", "[labels, {name: kd, path: prompt}]")):
+        api.run(given(*few, f"objective={objective}"), out=tmp_path / name, quiet=True)
+    told = {
+        name: [line["text"] for line in small.lines(tmp_path / name) if line["event"] == "warning"]
+        for name in ("deaf", "heard")
+    }
+    assert any("no objective listens to it" in text for text in told["deaf"])
+    assert not any("no objective listens to it" in text for text in told["heard"])
 
 
 PLUS = ("teacher.plus=true", "teacher.norm=batch")

@@ -17,6 +17,7 @@ from limbeck.metrics import cost
 from limbeck.nets.backbones import InputSpec
 from limbeck.scenarios.pair import Pair
 from limbeck.students.mlp import MLPStudent
+from limbeck.teachers.dfpt import DFPT
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.teachers.trained import Trained
 from limbeck.teachers.untrained import Untrained
@@ -85,9 +86,18 @@ def test_members_that_do_not_go_together_are_refused() -> None:
         Ensemble(members=(member(), member()), weights=(1.0, 0.0))
     with pytest.raises(ConfigError, match="members learn from different data"):
         Ensemble(members=(member(data=1), member(data=2))).lessons()
+    with pytest.raises(ConfigError, match="a dfpt teacher stands inside another teacher"):
+        built(member(), DFPT(teacher=member(), stages=("hidden.0",), after_last=True))
     other = Trained(network=MLPStudent(images=InputSpec(channels=3, size=8, mean=(0.5,) * 3, std=(0.5,) * 3)))
     with pytest.raises(ConfigError, match="take members for one kind of image"):
         Ensemble(members=(member(), other)).input_spec()
+
+
+def test_members_that_learn_nothing_have_no_say_in_the_data() -> None:
+    still = Untrained(network=MLPStudent(hidden=(8,), images=IMAGES))
+    mixed, resting = Ensemble(members=(still, member(data=1))), Ensemble(members=(still, still))
+    assert mixed.lessons() == 1 and mixed.learns
+    assert resting.lessons() is None and not resting.learns
 
 
 def test_in_a_stream_the_members_answer_in_its_order_too() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Net, Outputs
-from limbeck.errors import ShapeError
+from limbeck.errors import ConfigError, ShapeError
 
 
 class Wrapped(Net):
@@ -17,10 +17,14 @@ class Wrapped(Net):
 
     Attributes:
         inner: the network within.
+
+    Raises:
+        ConfigError: the network within has a second path that learns, which would not be asked.
     """
 
     def __init__(self, inner: Net) -> None:
         super().__init__()
+        stands_still(inner)
         self.inner = inner
         self.query_dim, self.reads_prompts = inner.query_dim, inner.reads_prompts
 
@@ -43,6 +47,15 @@ class Wrapped(Net):
     def attach_teacher(self, teacher: Net) -> None:
         """See ``Net.attach_teacher``."""
         self.inner.attach_teacher(teacher)
+
+
+def stands_still(inner: Net) -> None:
+    """Raise ``ConfigError`` where a network that another is built around has a second path that learns."""
+    if inner.adapting() is not None:
+        raise ConfigError(
+            "a dfpt teacher stands inside another teacher, where its path is not asked: put it "
+            "outermost, around that one"
+        )
 
 
 def last_linear(network: nn.Module, classes: int) -> nn.Linear:

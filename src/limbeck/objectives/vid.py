@@ -95,7 +95,8 @@ class Guess(nn.Module):
             nn.ReLU(),
             nn.Conv2d(wide, wide, 1, bias=False),
         )
-        start = math.log(math.expm1(variance - LEAST_VARIANCE))
+        extra = variance - LEAST_VARIANCE
+        start = extra + math.log(-math.expm1(-extra))  # the inverse of softplus, without an overflow
         self.spread = nn.Parameter(torch.full((wide,), start))
 
     def forward(self, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,8 @@ class Pair:
         self.adapting = None if self.teacher is None else self.teacher.adapting()
         if self.adapting is not None:
             renormalise(recipe, self.adapting.to(run.device))
+            if not any(objective.path for objective in self.objectives.values()):
+                run.warn("the teacher's second path learns but no objective listens to it: give one a path")
         self.query_net = self.student if shared_query and self.student.query_dim is not None else None
         self.query_hash = {} if self.query_net is None else hashes({"net": self.query_net})
         self.learns = (

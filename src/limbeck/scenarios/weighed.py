@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Weighed(Selection):
         objectives: names of all that is matched: what the selection leaves out counts as it is.
     """
 
-    def __init__(self, selection: Selection, objectives: Collection[str]) -> None:
+    def __init__(self, selection: Selection, objectives: Iterable[str]) -> None:
         super().__init__(selection.selector)
         self.inner, self.objectives = (selection,), set(objectives)
         self.flag: FiniteFlag | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from limbeck import losses
 from limbeck.contracts import Batch, Net, Outputs, Spec, Teacher
 from limbeck.errors import ConfigError, ShapeError
+from limbeck.nets.wrapped import stands_still
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,14 @@ class Ensemble(Teacher):
         if any(not 0 < weight < float("inf") for weight in self.weights or ()):
             raise ConfigError(f"weights is {list(self.weights or ())}: allowed are finite values above 0")
 
+    @property
+    def learns(self) -> bool:  # type: ignore[override]  # that of the members
+        """Whether any member is trained on labels before it teaches."""
+        return any(member.learns for member in self.members)
+
     def lessons(self) -> Any:
-        """See ``Teacher.lessons``."""
-        first, *others = (member.lessons() for member in self.members)
+        """See ``Teacher.lessons``; members that learn nothing have no say."""
+        first, *others = [member.lessons() for member in self.members if member.learns] or [None]
         if any(other != first for other in others):
             raise ConfigError("members learn from different data but are trained together: give all the same")
         return first
@@ -82,6 +88,8 @@ class Committee(Net):
     def __init__(self, choice: Ensemble, members: list[Net]) -> None:
         super().__init__()
         self.route = choice.route
+        for net in members:
+            stands_still(net)
         self.members = nn.ModuleList(members)
         self.query_dim = next((net.query_dim for net in members if net.query_dim is not None), None)
         weights = torch.tensor(choice.weights or (1.0,) * len(members))

@@ -61,6 +61,11 @@ class LELPTeacher(Teacher):
         if not 0 < self.beta_scale < float("inf"):
             raise ConfigError(f"beta_scale is {self.beta_scale}: allowed are finite values above 0")
 
+    @property
+    def learns(self) -> bool:  # type: ignore[override]  # that of the teacher inside
+        """Whether the teacher is trained on labels before it teaches."""
+        return self.teacher.learns
+
     def lessons(self) -> Any:
         """See ``Teacher.lessons``."""
         return self.teacher.lessons()
