@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,8 +181,9 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _command(name: str, seeds: int, sets: Sequence[str], label: str) -> str:
-    words = ["limbeck demonstrate", name, f"--seeds {seeds}", *(f"--set {s}" for s in sets)]
-    return " ".join([*words, *([f"--label {label}"] if label else [])])
+    words = ["limbeck", "demonstrate", name, "--seeds", str(seeds)]
+    words += [word for item in sets for word in ("--set", item)]
+    return shlex.join([*words, *(["--label", label] if label else [])])
 
 
 def _run_all(work: Sequence[tuple[Recipe, Path]], jobs: int) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -307,6 +308,7 @@ def verdict(ranking: Sequence[dict[str, Any]]) -> str:
 
 
 def _command(base: str, methods: Sequence[str], seeds: int, sets: Sequence[str], label: str) -> str:
-    words = ["limbeck arena", base, f"--seeds {seeds}", *(f"--methods {name}" for name in methods)]
-    words += [f"--set {item}" for item in sets]
-    return " ".join([*words, *([f"--label {label}"] if label else [])])
+    words = ["limbeck", "arena", base, "--seeds", str(seeds)]
+    words += [word for name in methods for word in ("--methods", name)]
+    words += [word for item in sets for word in ("--set", item)]
+    return shlex.join([*words, *(["--label", label] if label else [])])
