@@ -174,8 +174,8 @@ def canary_detector(format: str) -> Pattern:
         ConfigError: they do not, or there is none.
     """
     slots = format.count(SLOT)
-    before, found, after = format.partition(SLOT * slots)
-    if not slots or not found:
+    before, found, after = format.partition(SLOT * max(slots, 1))
+    if not found:
         raise ConfigError(f"the slots {SLOT!r} of {format!r} do not lie side by side: write them as one run")
     return Pattern(rf"{re.escape(before)}(?P<private>\d{{{slots}}}){re.escape(after)}")
 

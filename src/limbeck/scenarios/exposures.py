@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.contracts import Batch, Net
 from limbeck.data.privacy import draw_secrets, fill, secrets
+from limbeck.data.tokens import begins
 from limbeck.metrics.exposure import SkewNormal, exposure, sequence_log_perplexity
 
 MOST = 10**5  # fillings that are all gone through; of more a sample is drawn
@@ -64,7 +65,8 @@ def canary_exposure(
 @torch.no_grad()
 def log_perplexities(net: Net, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """-log2 of the probability of what tells each text from the others, given what all share: [N]."""
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    read: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = [[*begins(tokenizer), *each] for each in read]
     first, last = min(ids), max(ids)
     common = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     found = torch.zeros(len(texts), dtype=torch.float64)
