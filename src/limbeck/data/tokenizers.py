@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from limbeck.data.texts import Corpus
@@ -32,7 +33,7 @@ def tokenizer_of(name: str, corpus: Corpus) -> Any:
     if kind == "bpe" and size:
         if not size.isdigit() or int(size) < 257:
             raise ConfigError(f"data.tokenizer is {name!r}: bpe takes a number of tokens of at least 257")
-        return byte_pairs(texts, int(size))
+        return byte_pairs(tuple(texts), int(size))
     return load_tokenizer(name)
 
 
@@ -48,8 +49,9 @@ def characters(texts: Sequence[str]) -> Any:
     return _fast(tokenizer, unk_token=UNKNOWN)
 
 
-def byte_pairs(texts: Sequence[str], size: int) -> Any:
-    """Byte-level pairs, merged by their frequency until there are ``size`` tokens."""
+@lru_cache(maxsize=1)  # a run asks for it before it begins, and when it does
+def byte_pairs(texts: tuple[str, ...], size: int) -> Any:
+    """Byte-level pairs, merged by their frequency until there are ``size`` tokens or none is left."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

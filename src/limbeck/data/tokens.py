@@ -113,13 +113,17 @@ def rows_of(corpus: Corpus, tokenizer: Any, reading: Reading) -> Rows:
     pieces: list[Piece] = []
     prompts = []
     for document in corpus.documents:
+        if not document.text and not document.prompt:
+            continue
         asked, told = encode(document, tokenizer, template=reading.template)
         marks = {PRIVACY: _privacy(document, tokenizer, reading, len(told))} if reading.private else {}
         if document.prompt:
             prompts.append((asked, document.text))
         pieces += _pieces(asked, told, marks, reading.length, document.domain)
     if not any((piece.said != UNCOUNTED).any() for piece in pieces):
-        raise DataError(f"{corpus.name}: no token counts: prompts alone fill the rows; raise data.length")
+        raise DataError(
+            f"{corpus.name}: no token counts: each text has but one; check the texts and data.tokenizer"
+        )
     rows = list(_packed(pieces, reading.length) if reading.pack else ([piece] for piece in pieces))
     shape = (len(rows), reading.length)
     ids, said = np.full(shape, _pad(tokenizer), np.int64), np.full(shape, UNCOUNTED, np.int64)
