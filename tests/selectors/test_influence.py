@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from tests.selectors.courses import CLASSES, WIDTH, Small
 from torch import Tensor, nn
 
 from limbeck import api, config, losses
-from limbeck.contracts import Batch, Outputs, Progress, Selection
+from limbeck.contracts import Batch, Facts, Outputs, Progress, Selection
 from limbeck.engine import curvature
 from limbeck.engine.curvature import Params
 from limbeck.engine.run import Run
 from limbeck.errors import ConfigError
 from limbeck.metrics import cost
+from limbeck.objectives.talking import Talking
 from limbeck.selectors.all import All
 from limbeck.selectors.influence import Influence, Weighted, influence_of, influence_to_weight, last_layer
 
@@ -335,3 +337,47 @@ def test_influence_ranks_wrong_labels_above_right_ones(tmp_path: Path, quick: No
     found = api.run(asked, out=tmp_path / "run", quiet=True).data["selection"]
     assert found["detects_wrong_labels"] > 0.9
     assert found["groups"]["wrong_label"]["weight"] < found["groups"]["right_label"]["weight"]
+
+
+FEW = (
+    "scenario.epochs=1", "scenario.teacher_epochs=1", "scenario.batch_size=256", "selector.probe_epochs=1",
+    "engine.threads=1",
+)  # fmt: skip
+
+
+def test_a_probe_is_taught_by_objectives_that_remember_samples(tmp_path: Path, quick: None) -> None:
+    crd = "{name: crd, negatives: 8, student_tap: hidden.-1, teacher_tap: hidden.-1}"
+    asked = config.load("kd-aif", (*FEW, f"objective=[kd, {crd}]"))
+    assert "selection" in api.run(asked, out=tmp_path / "run", quiet=True).data
+
+
+def test_a_probe_talks_for_itself(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, nets = Talking.build, []
+
+    def watched(self: Talking, student: Outputs, teacher: Outputs, facts: Facts) -> Any:
+        nets.append(facts.student)
+        return build(self, student, teacher, facts)
+
+    monkeypatch.setattr(Talking, "build", watched)
+    taps = "student_low: hidden.0, student_high: hidden.1, teacher_low: hidden.0, teacher_high: hidden.1"
+    asked = config.load(
+        "kd-aif",
+        (*FEW, f"objective=[labels, {{name: talking, {taps}}}]", "student.hidden=[4, 4]",
+         "teacher.network.hidden=[4, 4]"),
+    )  # fmt: skip
+    api.run(asked, out=tmp_path / "run", quiet=True)
+    one, other = nets
+    assert one is not other
+
+
+def test_a_probe_cannot_ask_a_path_that_learns(tmp_path: Path, quick: None) -> None:
+    teacher = "teacher={name: dfpt, stages: [hidden.0], after_last: true, teacher: {name: trained}}"
+    asked = config.load(
+        "kd-aif",
+        (*FEW, teacher, "teacher.teacher.network={name: mlp, hidden: [8]}",
+         "objective=[labels, {name: kd, path: prompt}]"),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"'kd' listens to a path that learns .*: set selector.taught to"):
+        api.run(asked, out=tmp_path / "taught", quiet=True)
+    free = dataclasses.replace(asked, selector=dataclasses.replace(asked.selector, taught=False))
+    assert "selection" in api.run(free, out=tmp_path / "free", quiet=True).data

@@ -14,6 +14,7 @@ from limbeck.engine.distillation import Distillation, combine
 from limbeck.engine.fit import Source, Turn, fit
 from limbeck.engine.optim import Optim
 from limbeck.engine.seeds import generator
+from limbeck.errors import ConfigError
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.pair import Pair, constants, project
 
@@ -71,7 +72,14 @@ class Lessons:
         if pair.teacher is not None:
             net.attach_teacher(pair.teacher)
         objectives = pair.objectives if taught else {"labels": Labels()}
-        built = pair.built(objectives)
+        apart = [key for key, objective in objectives.items() if pair.adapting and objective.path]
+        if apart:
+            raise ConfigError(
+                f"objective {apart[0]!r} listens to a path that learns beside the student, which the probe "
+                "of a selector cannot ask: set selector.taught to false"
+            )
+        built = pair.built(objectives, net)
+        pair.start(stage, self.index, self.labels, built)
         run.modules.add_module(stage, nn.ModuleDict({"net": net, "objectives": built}))
         module = Distillation(
             net, dict(built.items()), combine(objectives),

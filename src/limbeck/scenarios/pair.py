@@ -121,19 +121,24 @@ class Pair:
                 "give both a classifier for the same classes"
             )
 
-    def built(self, objectives: Mapping[str, Objective]) -> nn.ModuleDict:
-        """The modules of ``objectives``, sized by what both networks gave in the dry run."""
+    def built(self, objectives: Mapping[str, Objective], student: Net | None = None) -> nn.ModuleDict:
+        """The modules of ``objectives``, sized by what both networks gave in the dry run.
+
+        Args:
+            student: the network that learns by them; None = the student itself.
+        """
         own, taught = self.dry
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.run.derive("objectives"))
             built = {
-                name: o.build(own, taught.along(o.path), self._facts(name)) for name, o in objectives.items()
+                name: o.build(own, taught.along(o.path), self._facts(name, student or self.student))
+                for name, o in objectives.items()
             }
         return nn.ModuleDict(built).to(self.run.device)
 
-    def _facts(self, name: str) -> Facts:
+    def _facts(self, name: str, student: Net) -> Facts:
         seed = self.run.derive("objectives", name)
-        return Facts(samples=self.samples, seed=seed, student=self.student, teacher=self.teacher)
+        return Facts(samples=self.samples, seed=seed, student=student, teacher=self.teacher)
 
     def prepare(self, course: Course) -> None:
         """Let the objectives look at data and teacher before the student's training."""
@@ -141,9 +146,10 @@ class Pair:
             if hasattr(objective, "prepare"):
                 objective.prepare(course)  # type: ignore[operator]
 
-    def start(self, stage: str, index: Tensor, labels: Tensor) -> None:
-        """Tell the objectives which samples [n] the stage goes over, and the labels [N] of the data."""
-        for name, objective in self.adapters.items():
+    def start(self, stage: str, index: Tensor, labels: Tensor, built: nn.ModuleDict | None = None) -> None:
+        """Tell the objectives, or others that were ``built``, which samples [n] the stage goes over, and the
+        labels [N] of the data."""
+        for name, objective in (self.adapters if built is None else built).items():
             if hasattr(objective, "start"):
                 objective.start(index, labels, self.run.generator("start", stage, name))  # type: ignore[operator]
 

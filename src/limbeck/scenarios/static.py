@@ -129,6 +129,7 @@ class Static(Scenario):
             if reuse and run.pending is None:
                 book.keep(teacher, run.seconds["teacher"])
         teacher.finish_task()
+        pair.teach(False)
 
     def train(
         self, pair: Pair, source: Source, *, capture: Replayable | None = None,
