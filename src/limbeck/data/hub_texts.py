@@ -66,10 +66,14 @@ class HubTexts(Reading, Dataset):
         for column in (self.text, self.prompt):
             if column is not None and column not in table.column_names:
                 raise unknown("column", column, table.column_names, where="data")
-        found = []
-        for row in table.select(range(min(len(table), self.limit or len(table)))):
-            asked = "" if self.prompt is None else row[self.prompt]
-            if not isinstance(row[self.text], str) or not isinstance(asked, str):
-                raise DataError(f"{self.path}: column {self.text!r} or {self.prompt!r} holds no text")
-            found.append(Document(row[self.text], asked))
+        few = table.select(range(min(len(table), self.limit or len(table))))
+        texts = self._column(few, self.text)
+        asked = [""] * len(few) if self.prompt is None else self._column(few, self.prompt)
+        return [Document(text, prompt) for text, prompt in zip(texts, asked, strict=True)]
+
+    def _column(self, table: Any, name: str) -> list[str]:
+        found = list(table[name])
+        for value in found:
+            if not isinstance(value, str):
+                raise DataError(f"{self.path}: column {name!r} holds {type(value).__name__}, no text")
         return found
