@@ -8,6 +8,7 @@ from limbeck.data.batches import Batches
 from limbeck.data.digits import Digits
 from limbeck.data.images import ImageSet, Splits
 from limbeck.data.part import Part
+from limbeck.data.pool import Pool
 from limbeck.data.together import Going, Together
 from limbeck.errors import ConfigError, DataError
 
@@ -78,6 +79,26 @@ def test_labels_are_known_for_the_stated_number_of_each_class() -> None:
     batch = next(iter(batches.epoch(0)))
     assert batch.labelled is not None
     assert torch.equal(batch.labelled, found.train.labelled[batch.index])
+
+
+def test_labels_that_are_hidden_stay_hidden_in_a_part_of_a_part() -> None:
+    inner = Part(data=Digits(), labelled=4, seed=1)
+    hidden = inner.load().train.labelled
+    assert hidden is not None
+    spoilt = Part(data=inner, noise=0.1).seeded(3).load().train.labelled
+    assert spoilt is not None and torch.equal(spoilt, hidden)
+    few = Part(data=inner, groups=((0, 1), (2, 3)), labelled=3).seeded(3).load().train
+    assert few.labelled is not None
+    assert torch.bincount(few.labels[few.labelled]).tolist() == [3, 3]
+    cut = Part(data=inner, per_class=40).seeded(3).load().train
+    assert cut.labelled is not None and len(cut.labelled) == 400
+    assert 0 < int(cut.labelled.sum()) < 40
+
+
+def test_a_pool_without_labels_has_no_marks_of_them() -> None:
+    found = Pool(data=Digits(), pool=Part(data=Digits(), noise=0.5, trusted=0.2)).seeded(3).load().train
+    assert found.noisy is None and found.trusted is None
+    assert found.labelled is not None and not found.labelled.any()
 
 
 def test_the_runs_seed_decides_what_is_drawn_unless_one_is_set() -> None:

@@ -44,6 +44,18 @@ def test_trusted_labels_are_right_and_the_stated_share_of_each_class() -> None:
     assert "20% trusted" in found.name
 
 
+def test_what_is_trusted_in_a_part_of_a_part() -> None:
+    inner = Part(data=Digits(), noise=0.5, trusted=0.5, seed=1)
+    before = inner.load().train.trusted
+    assert before is not None
+    kept = Part(data=inner, labelled=9).seeded(3).load().train.trusted
+    assert kept is not None and torch.equal(kept, before)
+    both = Part(data=inner, noise=0.2, trusted=0.5).seeded(3).load().train
+    assert both.trusted is not None and both.noisy is not None
+    assert both.trusted.any() and not (both.trusted & both.noisy).any()
+    assert Part(data=inner, noise=0.2).seeded(3).load().train.trusted is None
+
+
 def test_validation_is_taken_from_trusted_samples() -> None:
     found = part(noise=0.5, trusted=0.2).train
     assert found.trusted is not None

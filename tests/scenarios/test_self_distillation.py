@@ -296,6 +296,7 @@ def test_the_kernel_machine_comes_back(tmp_path: Path) -> None:
         (("scenario.validation=0",), "alpha is optimal but scenario.validation is 0"),
         (("objective=[{name: probability_mse}]",), "no objective reads the labels"),
         (("objective=[labels]",), "no objective listens to the generation before"),
+        (("data={name: part, data: digits, labelled: 4}",), "alpha is optimal, chosen by the labels of held"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(sets: tuple[str, ...], message: str) -> None:
@@ -309,6 +310,10 @@ def test_recipes_that_make_no_sense_are_refused(sets: tuple[str, ...], message: 
     [
         (("student={name: mlp}",), "choose that, or scenario self_distillation"),
         (("objective=[labels]",), "give objective probability_mse alone"),
+        (
+            ("scenario.alpha=0.5", "data={name: part, data: digits, labelled: 4}"),
+            r"fits every label but the data hides some: leave data\.labelled out",
+        ),
     ],
 )
 def test_the_kernel_asks_for_its_own(sets: tuple[str, ...], message: str) -> None:

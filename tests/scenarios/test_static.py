@@ -213,6 +213,17 @@ def test_what_does_not_go_together_is_refused() -> None:
         recipe("scenario.validation=1.0")
 
 
+def test_labels_that_are_all_there_or_all_hidden_are_no_mixture(tmp_path: Path) -> None:
+    pool = "data={name: pool, data: digits, pool: digits}"
+    shown = "data={name: part, data: digits, labelled: 200}"
+    for data, named in ((pool, "no samples of digits"), (shown, "all samples of digits")):
+        asked = recipe(data, "scenario.unlabelled_batch=8")
+        with pytest.raises(ConfigError, match=f"unlabelled_batch is 8 but {named}"):
+            asked.scenario.check(asked)
+    with pytest.raises(ConfigError, match=r"validation is 0\.1 but no label of .* may be read"):
+        run(recipe(pool, "scenario.validation=0.1", "objective=[kd]"), tmp_path / "run")
+
+
 def test_a_stream_refuses_a_selector_that_looks_ahead(tmp_path: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Ahead(Selector):

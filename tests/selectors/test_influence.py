@@ -260,6 +260,13 @@ def test_hidden_labels_are_never_read() -> None:
         at_work(alone)
 
 
+def test_held_out_samples_without_labels_are_refused() -> None:
+    course = Small()
+    course.labelled = torch.arange(18) < 12
+    with pytest.raises(ConfigError, match="no label of these 6 may be read: hold out more, or show more"):
+        at_work(course)
+
+
 def test_facts_tell_wrong_labels_apart_where_they_are_known() -> None:
     course = Small()
     assert "groups" not in at_work(course).facts()

@@ -74,8 +74,8 @@ class Part(Dataset):
         trusted = self._trusted(train.labels)
         labels = self._spoilt(train.labels, len(train.classes), trusted, draws)
         train = replace(
-            train, labels=labels, labelled=self._known(labels, draws), name=self._name(train.name),
-            trusted=trusted if self.trusted else None,
+            train, labels=labels, labelled=self._known(labels, train.labelled, draws),
+            name=self._name(train.name), trusted=self._still_trusted(train.trusted, trusted),
             noisy=_either(train.noisy, labels != train.labels) if self.noise else train.noisy,
             fingerprint=_fingerprint(train, self),
         )  # fmt: skip
@@ -117,17 +117,25 @@ class Part(Dataset):
     def _spoilt(self, labels: Tensor, classes: int, trusted: Tensor, draws: np.random.Generator) -> Tensor:
         others = (~trusted).nonzero().flatten().numpy()
         wrong = torch.from_numpy(draws.permutation(others)[: round(self.noise * len(others))])
-        shift = torch.from_numpy(draws.integers(1, classes, len(wrong)))
+        shift = torch.from_numpy(draws.integers(1, max(classes, 2), len(wrong)))  # one class has no other
         labels = labels.clone()
         labels[wrong] = (labels[wrong] + shift) % classes
         return labels
 
-    def _known(self, labels: Tensor, draws: np.random.Generator) -> Tensor | None:
+    def _still_trusted(self, before: Tensor | None, own: Tensor) -> Tensor | None:
+        """Which labels are right, where the other data set trusts those ``before`` and this one ``own``."""
+        if self.trusted:
+            return own if before is None else own & before
+        return None if self.noise else before
+
+    def _known(self, labels: Tensor, before: Tensor | None, draws: np.random.Generator) -> Tensor | None:
+        """Which labels may be read, of those that might be read ``before``."""
         if self.labelled is None:
-            return None
+            return before
         known = torch.zeros(len(labels), dtype=torch.bool)
+        readable = torch.ones_like(known) if before is None else before
         for k in sorted(set(labels.tolist())):
-            mine = (labels == k).nonzero().flatten()
+            mine = ((labels == k) & readable).nonzero().flatten()
             known[mine[torch.from_numpy(draws.permutation(len(mine))[: self.labelled])]] = True
         return known
 
@@ -169,8 +177,13 @@ def _rows(images: ImageSet, kept: Tensor) -> Any:
 def _taken(images: ImageSet, kept: Tensor) -> ImageSet:
     if len(kept) == len(images):
         return images
-    noisy = None if images.noisy is None else images.noisy[kept]
-    return replace(images, images=_rows(images, kept), labels=images.labels[kept], noisy=noisy)
+    noisy, labelled, trusted = (
+        None if mark is None else mark[kept] for mark in (images.noisy, images.labelled, images.trusted)
+    )
+    return replace(
+        images, images=_rows(images, kept), labels=images.labels[kept], noisy=noisy, labelled=labelled,
+        trusted=trusted,
+    )  # fmt: skip
 
 
 def _either(some: Tensor | None, others: Tensor) -> Tensor:

@@ -40,5 +40,5 @@ def unlabelled(images: ImageSet, test: ImageSet) -> ImageSet:
     mark = hashlib.sha256(f"{images.fingerprint} unlabelled {test.classes}".encode()).hexdigest()
     return replace(
         images, name=f"{own} (learnt on {other} without labels) train", labels=none, classes=test.classes,
-        labelled=none.bool(), fingerprint=mark,
+        labelled=none.bool(), noisy=None, trusted=None, fingerprint=mark,
     )  # fmt: skip

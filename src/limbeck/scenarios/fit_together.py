@@ -36,8 +36,7 @@ def inputs(recipe: Any) -> Any:
 def check_networks(recipe: Any, *, classes: int) -> None:
     """Raise if the networks cannot see the same images, or an objective lacks its teacher."""
     check_objectives(recipe)
-    if classes < 2:
-        raise ConfigError(f"the data has {classes} class: a classifier needs at least 2")
+    check_classes(classes)
     if not has_teacher(recipe):
         return
     form, other = inputs(recipe), recipe.teacher.input_spec()
@@ -46,6 +45,12 @@ def check_networks(recipe: Any, *, classes: int) -> None:
             f"the teacher reads {other.channels} x {other.size} px images and the student "
             f"{form.channels} x {form.size} px: choose networks of one input size"
         )
+
+
+def check_classes(classes: int) -> None:
+    """Raise unless there is something to tell apart."""
+    if classes < 2:
+        raise ConfigError(f"the data has {classes} class: a classifier needs at least 2")
 
 
 def check_objectives(recipe: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.contracts import Net, Spec
 from limbeck.errors import ConfigError
 from limbeck.metrics.kernel_ridge import OptimalAlpha, optimal_alpha
-from limbeck.scenarios.fit_together import has_teacher, load_data
+from limbeck.scenarios.fit_together import check_classes, has_teacher, load_data
 from limbeck.scenarios.pair import Pair
 from limbeck.scenarios.static import Desk
 from limbeck.selectors.all import All
@@ -61,7 +61,13 @@ def check_recipe(recipe: Any, alpha: Alpha, validation: float) -> None:
         raise ConfigError(
             "alpha is optimal but scenario.validation is 0: hold out a share of the samples to choose it on"
         )
-    load_data(recipe)
+    train = load_data(recipe).train
+    check_classes(len(train.classes))
+    if alpha == "optimal" and train.labelled is not None:
+        raise ConfigError(
+            "alpha is optimal, chosen by the labels of held-out samples, but the data hides labels: give "
+            "alpha as a number"
+        )
 
 
 def of_generation(alpha: Alpha, number: int) -> float | None:

@@ -17,7 +17,7 @@ from limbeck.errors import ConfigError
 from limbeck.metrics.kernel_ridge import OptimalAlpha, Spectrum, rbf
 from limbeck.objectives.probability_mse import ProbabilityMSE
 from limbeck.scenarios import figures
-from limbeck.scenarios.fit_together import inputs
+from limbeck.scenarios.fit_together import inputs, load_data
 from limbeck.scenarios.generations import (
     Alpha,
     check_alpha,
@@ -71,6 +71,10 @@ class KernelSelfDistillation(Scenario):
             )
         if any(not isinstance(objective, ProbabilityMSE) for objective in recipe.objective):
             raise ConfigError("kernel_ridge minimises squared error: give objective probability_mse alone")
+        if load_data(recipe).train.labelled is not None:
+            raise ConfigError(
+                "kernel_ridge fits every label but the data hides some: leave data.labelled out"
+            )
 
     def load_student(self, recipe: Any, state: dict[str, Tensor], classes: int) -> Net:
         """The last step of a finished run."""

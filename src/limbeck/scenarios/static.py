@@ -78,10 +78,12 @@ class Static(Scenario):
         """Preflight: the data, and whether both networks fit it and each other."""
         train = load_data(recipe).train
         check_networks(recipe, classes=len(train.classes))
-        if self.unlabelled_batch and train.labelled is None:
+        known = len(_labelled(train, torch.arange(len(train))))
+        if self.unlabelled_batch and known in (0, len(train)):
             raise ConfigError(
-                f"scenario.unlabelled_batch is {self.unlabelled_batch} but all samples of {train.name} have "
-                "labels: take data whose labels are partly hidden, such as data: {name: part, labelled: 4}"
+                f"scenario.unlabelled_batch is {self.unlabelled_batch} but {'all' if known else 'no'} "
+                f"samples of {train.name} have labels: take data whose labels are partly hidden, such as data: "
+                "{name: part, labelled: 4}"
             )
         if self.unlabelled_batch and not _plain(recipe.selector):
             raise ConfigError("a selector and scenario.unlabelled_batch do not go together: leave one out")
@@ -278,6 +280,11 @@ def _held_out(images: ImageSet, share: float, seed: int) -> tuple[Tensor, Tensor
     """Positions to learn from and positions held out, with equal class shares; trusted ones where known."""
     if share == 0:
         return torch.arange(len(images)), torch.arange(0)
+    if images.labelled is not None and not images.labelled.any():
+        raise ConfigError(
+            f"validation is {share} but no label of {images.name} may be read, so held-out samples tell "
+            "nothing: set it to 0"
+        )
     seed, trusted = seed % 2**32, images.trusted
     if trusted is None:
         return stratified(images.labels, share, seed)

@@ -242,14 +242,23 @@ class Estimate:
         return self.course.held_out[torch.cat(marks).cpu()] if marks else self.course.held_out
 
     def found(self) -> dict[str, Any]:
-        """Influences [n] of ``course.index``, None for a gradient that is not finite, and how it went."""
-        plan, course, data = self.plan, self.course, self.course.index
+        """Influences [n] of ``course.index``, None for a gradient that is not finite, and how it went.
+
+        Raises:
+            ConfigError: no held-out label may be read.
+        """
+        plan, course, data, held_out = self.plan, self.course, self.course.index, self.held_out()
+        if len(held_out) == 0:
+            raise ConfigError(
+                f"selector influence asks held-out samples but no label of these {len(course.held_out)} may "
+                "be read: hold out more, or show more labels"
+            )
         ones = curvature.flat(torch.ones_like(value) for value in self.params.values())
         with curvature.at_rest(self.probe):
             spread = curvature.slopes(self.per_sample, self.params, Sweep(course, data), ones)
             sound = torch.isfinite(spread).cpu()
             influence, left = influence_of(
-                self.per_sample, self.params, Sweep(course, data[sound]), Sweep(course, self.held_out()),
+                self.per_sample, self.params, Sweep(course, data[sound]), Sweep(course, held_out),
                 solver=plan.solver, damping=plan.damping, scale=plan.scale, steps=plan.steps,
             )  # fmt: skip
         every = torch.full((len(data),), torch.nan)
