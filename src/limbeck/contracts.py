@@ -110,6 +110,12 @@ class Unembedding:
             logits = self.scale * logits
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
+    def first(self, count: int) -> Self:
+        """The same layer for the first ``count`` tokens."""
+        return replace(
+            self, weight=self.weight[:count], bias=None if self.bias is None else self.bias[:count]
+        )
+
     def detach(self) -> Self:
         """The same layer without a graph."""
         return replace(
@@ -316,11 +322,14 @@ class Net(nn.Module):
     Attributes:
         query_dim: width D of the frozen features that select its prompts; None = it asks for none.
         reads_prompts: whether its forward reads the teacher's prompts, which no cache holds.
+        keeps_teacher: whether what ``attach_teacher`` keeps is built from the teacher, so that a finished
+            student cannot be built without one.
         projects: of a language model, whether its forward gives logits.
     """
 
     query_dim: int | None = None
     reads_prompts: bool = False
+    keeps_teacher: bool = False
     projects: bool = True
 
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:

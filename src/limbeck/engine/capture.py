@@ -25,10 +25,12 @@ class Replayable(Protocol):
 
     Attributes:
         index: positions [N] of the samples.
+        batch_size: of them in a step.
         replays: number of different views of each sample; None = fresh ones in every epoch.
     """
 
     index: Tensor
+    batch_size: int
 
     @property
     def replays(self) -> int | None: ...
@@ -55,6 +57,7 @@ class Captured:
         ask: gives the rows [B, ...] of a batch.
         device: where batches are moved to before ``ask``.
         dtype: storage type of floating rows.
+        size: samples that are asked for at once.
 
     Raises:
         CacheError: at a call: the cache is damaged or of something else.
@@ -69,9 +72,10 @@ class Captured:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        size: int = CHUNK,
     ) -> None:
         self.root, self.key, self.batches, self.ask = root, key, batches, ask
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.size = device, dtype, size
         self.cache: Cache | None = None
 
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -89,7 +93,7 @@ class Captured:
     def _fill(self) -> Cache:
         views = self.batches.replays
         assert views is not None
-        ordered = self.batches.in_order(CHUNK)
+        ordered = self.batches.in_order(self.size)
         key = {**self.key(), "pixels": self.batches.describe()}
         cache = Cache(self.root, key, self.batches.index, views, self.dtype)
 
@@ -97,7 +101,7 @@ class Captured:
         def chunks(first: int) -> Iterator[Rows]:
             begin, row = divmod(first, ordered.count)
             for view in range(begin, views):
-                for batch in ordered.epoch(view, start=row // CHUNK if view == begin else 0):
+                for batch in ordered.epoch(view, start=row // self.size if view == begin else 0):
                     yield self.ask(batch.to(self.device))
 
         cache.fill(chunks)
@@ -175,7 +179,7 @@ def token_outputs(rows: Rows, batch: Batch, head: Unembedding, *, project: bool 
     """
     taps = {name.removeprefix("at_"): value for name, value in rows.items() if name.startswith("at_")}
     if "hidden" in rows:
-        hidden = batch.counted(rows["hidden"])
+        hidden = batch.counted(rows["hidden"]).to(head.weight.dtype)
         logits = head.logits(hidden) if project else hidden.new_empty(len(hidden), 0)
         return Outputs(logits=logits, hidden=hidden, unembedding=head, features=taps)
     ids, shares = batch.counted(rows["ids"]).long(), batch.counted(rows["shares"]).float()
@@ -196,7 +200,7 @@ def most_probable(
     parts = []
     for part in torch.split(hidden, rows):
         logits = head.logits(part).float()
-        values, ids = logits.topk(count, dim=1)
+        values, ids = logits.topk(min(count, logits.shape[1]), dim=1)
         parts.append((ids, values - logits.logsumexp(1, keepdim=True)))
     return torch.cat([ids for ids, _ in parts]), torch.cat([shares for _, shares in parts])
 

@@ -28,7 +28,7 @@ from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
 from limbeck.engine.state import load_variable_state, module_hash
-from limbeck.errors import NonFiniteError, ShapeError
+from limbeck.errors import ConfigError, NonFiniteError, ShapeError
 from limbeck.nets.taps import core
 from limbeck.nets.unembedding import Unembedding
 from limbeck.objectives.labels import Labels
@@ -54,6 +54,7 @@ class Pair:
     Attributes:
         order: where a teacher was trained before on the data set's own class numbers: that number of each
             of the student's classes; None = both number alike.
+        tokens: how many the student knows, where the teacher reads the same ones; None = it does not.
     """
 
     def __init__(
@@ -72,6 +73,9 @@ class Pair:
         )  # fmt: skip
         for net in self.nets().values():
             project(net, self.needs.logits)
+        self.tokens: int | None = None
+        if example.rows is not None and example.other is None:
+            self.tokens = len(head_of(self.student).weight)
         self.judged = teacher_classes in (None, spec.classes)
         self.adapting = None if self.teacher is None else self.teacher.adapting()
         if self.adapting is not None:
@@ -119,6 +123,11 @@ class Pair:
             raise ShapeError(
                 f"the teacher has {taught.logits.shape[1]} classes and the student {self.classes}: "
                 "give both a classifier for the same classes"
+            )
+        if self.tokens is not None and self.needs.logits and 0 < taught.logits.shape[1] < self.tokens:
+            raise ShapeError(
+                f"the teacher has {taught.logits.shape[1]} tokens and the student {self.tokens}, and an "
+                "objective compares all logits: take divergence, or a student with the teacher's vocabulary"
             )
 
     def built(self, objectives: Mapping[str, Objective], student: Net | None = None) -> nn.ModuleDict:
@@ -224,9 +233,14 @@ class Pair:
         return logits if self.order is None or who == "student" else logits[:, self.order]
 
     def _in_order(self, outputs: Outputs) -> Outputs:
-        """The teacher's outputs, its other paths' too, in the student's numbering of the classes."""
+        """The teacher's outputs, its other paths' too, in the student's numbering of the classes, and without
+        tokens that the student has no room for."""
         paths = {name: self._in_order(other) for name, other in outputs.paths.items()}
-        return replace(outputs, logits=self.arranged("teacher", outputs.logits), paths=paths)
+        found = replace(outputs, logits=self.arranged("teacher", outputs.logits), paths=paths)
+        if self.tokens is None or outputs.unembedding is None:
+            return found
+        head = outputs.unembedding.first(self.tokens)
+        return replace(found, logits=outputs.logits[:, : self.tokens], unembedding=head)
 
     def with_query(self, batch: Batch) -> Batch:
         """The batch with the student's query."""
@@ -271,6 +285,7 @@ class Pair:
             return {
                 "what": "teacher", "net": module_hash(teacher), "taps": self.needs.teacher,
                 "query": self.query_hash, "precision": settings.precision, "top": self.top(),
+                "tokens": self.tokens,
             }  # fmt: skip
 
         def ask(batch: Batch) -> dict[str, Tensor]:
@@ -284,7 +299,8 @@ class Pair:
 
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
         folder = self.run.folder / "cache"
-        return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype)
+        size = CHUNK if self.dry[1].hidden is None else batches.batch_size  # a row of text is far more
+        return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype, size=size)
 
     def _report_rest(self, rows: Mapping[str, Tensor], batch: Batch) -> None:
         """Log how much of the teacher's probability, at temperature 1, a shortened cache leaves out."""
@@ -313,10 +329,10 @@ class Pair:
         return ask
 
     def head(self) -> Unembedding:
-        """The last layer of a teacher that is a language model."""
+        """The last layer of a teacher that is a language model, for tokens that the student has too."""
         assert self.teacher is not None
-        (found,) = [m for m in self.teacher.modules() if hasattr(m, "unembedding")]
-        return found.unembedding().detach()  # type: ignore[operator, no-any-return]
+        head = head_of(self.teacher)
+        return head if self.tokens is None else head.first(self.tokens)
 
     def top(self) -> int | None:
         """How many logits of the teacher are kept; None = all."""
@@ -410,7 +426,7 @@ def build_networks(
 def build_student(recipe: Any, spec: Spec, seed: int, *, shared_query: bool = True) -> Net:
     """The student alone; its teacher is built only where the student keeps something of it."""
     student: Net = recipe.student.build(spec, generator(seed, "student"))
-    if type(student).attach_teacher is Net.attach_teacher:
+    if not student.keeps_teacher:
         return student
     return build_networks(recipe, spec, seed, shared_query=shared_query)[0]
 
@@ -438,6 +454,21 @@ def with_weights(student: Net, state: dict[str, Tensor]) -> Net:
     """``student`` with the learnt weights of a finished run, in evaluation mode."""
     load_variable_state(core(student), state)
     return student.eval()
+
+
+def head_of(net: Net) -> Unembedding:
+    """The last layer of a language model, without a graph.
+
+    Raises:
+        ConfigError: the network is no language model, or several.
+    """
+    found = [part for part in net.modules() if hasattr(part, "unembedding")]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{type(net).__name__} holds {len(found)} language models: take one that is a single one"
+        )
+    head: Unembedding = found[0].unembedding().detach()  # type: ignore[operator]
+    return head
 
 
 def project(net: Net, logits: bool) -> None:
