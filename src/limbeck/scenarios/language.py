@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from limbeck.scenarios.exposures import Reader, exposures
 from limbeck.scenarios.fit_together import check_objectives, has_teacher, load_data, named
 from limbeck.scenarios.pair import Pair, constants, hashes
 from limbeck.scenarios.selected import Selected
+from limbeck.scenarios.written import Writing, Written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Language(Scenario):
         optim: the student's optimiser.
         teacher_epochs: epochs of a teacher that learns; None = as many as the student's.
         teacher_optim: its optimiser; None = the student's.
+        writing: what part of the training texts a network writes itself; None = none.
     """
 
     epochs: int = 1
@@ -60,6 +62,7 @@ class Language(Scenario):
     optim: Optim = field(default_factory=lambda: Optim(name="adamw", lr=3e-3, schedule="cosine", clip=1.0))
     teacher_epochs: int | None = None
     teacher_optim: Optim | None = None
+    writing: Writing | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "epoch_steps", "batch_size", "eval_batch_size", "eval_rows", "teacher_epochs"):
@@ -70,8 +73,14 @@ class Language(Scenario):
     def check(self, recipe: Any) -> None:
         """Preflight: texts, tokenizers, and whether both networks read text."""
         check_texts(recipe)
-        check_objectives(recipe)
         check_cache(recipe)
+        teacher_writes = self.writing is not None and self.writing.by == "teacher"
+        if teacher_writes and not has_teacher(recipe):
+            raise ConfigError(
+                "scenario.writing.by is teacher but teacher is none: name one, or let the student write"
+            )
+        if not teacher_writes:  # else the teacher is heard through its texts
+            check_objectives(recipe)
         tokens = Tokens(recipe)
         recipe.student.check(tokens.spec)
         if has_teacher(recipe):
@@ -128,11 +137,15 @@ class Language(Scenario):
         run, frozen = pair.run, constants(pair.nets())
         source = desk.source(desk.learning, selection)
         ask, captured = None, None
+        if self.writing is not None:
+            source = desk.written(self.writing, source)
+            run.modules.add_module("writing", source)
         if pair.teacher is not None:
             pair.teach(False)
             frozen["teacher"] = pair.teacher
             rounds = source.steps * self.epochs / desk.learning.steps
-            captured = pair.captured_teacher(desk.learning, math.ceil(rounds)) if rounds > 1 else None
+            again = rounds > 1 and self.writing is None  # what is written comes once
+            captured = pair.captured_teacher(desk.learning, math.ceil(rounds)) if again else None
             ask = pair.ask_live if captured is None else pair.remembered(captured)
         pair.start("train", desk.learning.index, desk.learning.labels)
         run.meter.plan["train"] = source.steps * self.epochs
@@ -164,6 +177,7 @@ class Language(Scenario):
         return {
             "epochs": self.epochs, "epoch_steps": self.epoch_steps, "batch": self.batch_size,
             "optimiser": f"{self.optim.name}, lr {self.optim.lr}", "ema": self.optim.ema,
+            "writing": None if self.writing is None else asdict(self.writing),
             "evaluated": "last epoch, on the test texts; nothing is chosen on them",
             "interval": "95 %, of the test tokens taken as independent, not of seeds",
         }  # fmt: skip
@@ -352,6 +366,15 @@ class Desk:
         if selection is not None:
             return Selected(batches, selection, self.run, steps=steps)
         return batches if steps is None else Going(batches, steps)
+
+    def written(self, plan: Writing, source: Source) -> Written:
+        """``source`` with texts that a network writes."""
+        nets = self.pair.nets()
+        (model,) = [part.network for part in nets[plan.by].modules() if isinstance(part, CausalLM)]
+        return Written(
+            plan, source, self.learning.rows, model, self.run, eos=self.tokens.spec.special.get("eos"),
+            batch_size=self.plan.batch_size,
+        )  # fmt: skip
 
     def teacher_key(self) -> dict[str, Any]:
         """All that the teacher's weights depend on, besides epochs and optimiser."""

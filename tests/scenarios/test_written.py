@@ -1,0 +1,125 @@
+"""What must be true of texts that a network writes itself."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from limbeck.contracts import Batch, Spec
+from limbeck.data.texts import Corpus, Document, Reading
+from limbeck.data.tokenizers import characters
+from limbeck.data.tokens import UNCOUNTED, Rows, TokenBatches, rows_of
+from limbeck.engine.run import Run
+from limbeck.engine.settings import Engine
+from limbeck.errors import ConfigError
+from limbeck.scenarios.written import Writing, Written
+from limbeck.students.llama import LlamaStudent
+
+LENGTH, BATCH = 12, 4
+
+
+def rows() -> Rows:
+    documents = tuple(Document(f"{a} plus {b} is {a + b}.") for a in range(8) for b in range(5))
+    tokenizer = characters([d.text for d in documents])
+    return rows_of(
+        Corpus("sums", documents, ("sums",), "", ""), tokenizer, Reading(length=LENGTH, pack=False)
+    )
+
+
+def model(seed: int = 0) -> nn.Module:
+    spec = Spec(classes=40, size=LENGTH, special={"eos": 0, "pad": 0})
+    net = LlamaStudent(layers=1, width=16, heads=2).build(spec, torch.Generator().manual_seed(seed))
+    found: nn.Module = net.get_submodule("network")
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run", Engine(device="cpu"), seed=3, quiet=True)
+
+
+def written(run: Run, plan: Writing, network: nn.Module | None = None) -> Written:
+    source = TokenBatches(rows(), batch_size=BATCH, seed=1)
+    return Written(plan, source, source.rows, network or model(), run, eos=0, batch_size=BATCH)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    assert one.rows is not None and other.rows is not None
+    pairs = ((one.inputs, other.inputs), (one.labels, other.labels), (one.rows, other.rows))
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_prompts_stay_and_what_is_written_is_what_counts(run: Run) -> None:
+    made = written(run, Writing(share=1, prompt=5))
+    plain = TokenBatches(rows(), batch_size=BATCH, seed=1)
+    for batch, before in zip(made.epoch(0), plain.epoch(0), strict=True):
+        assert batch.rows is not None
+        assert torch.equal(batch.inputs[:, :5], before.inputs[:, :5])
+        places = batch.rows % LENGTH
+        assert int(places.min()) == 4  # the last token of the prompt says the first that is written
+        following = torch.full((batch.inputs.numel(),), UNCOUNTED)
+        following[batch.rows] = batch.labels
+        for read, said in zip(batch.inputs, following.reshape(batch.inputs.shape), strict=True):
+            counted = int((said != UNCOUNTED).sum())
+            assert torch.equal(said[4 : 3 + counted], read[5 : 4 + counted])
+            assert 0 not in said[4 : 3 + counted].tolist()  # nothing counts behind the end of the text
+
+
+def test_a_share_of_none_leaves_the_data_and_a_share_of_some_writes_some(run: Run) -> None:
+    plain = list(TokenBatches(rows(), batch_size=BATCH, seed=1).epoch(0))
+    alone = list(written(run, Writing(share=0, prompt=5)).epoch(0))
+    assert all(same(a, b) for a, b in zip(alone, plain, strict=True))
+    half = list(written(run, Writing(share=0.5, prompt=5)).epoch(0))
+    assert 0 < sum(same(a, b) for a, b in zip(half, plain, strict=True)) < len(plain)
+
+
+def test_the_weights_of_now_write_and_the_weights_of_then_where_a_lag_is_allowed(run: Run) -> None:
+    network = model()
+    for lag, changes in ((1, True), (3, False)):
+        made, still = written(run, Writing(share=1, prompt=5, lag=lag), network), model()
+        going, fixed = made.epoch(0), written(run, Writing(share=1, prompt=5, lag=lag), still).epoch(0)
+        assert same(next(going), next(fixed))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+        assert same(next(going), next(fixed)) is not changes
+        network.load_state_dict(still.state_dict())
+
+
+def test_a_resumed_run_learns_from_the_texts_that_were_written_ahead(run: Run) -> None:
+    plan = Writing(share=1, prompt=5, lag=4)
+    made = written(run, plan)
+    expected = list(islice(made.epoch(1), 4))
+    again = written(run, plan, model(9))  # other weights: what stands in the buffers counts
+    again.load_state_dict(made.state_dict())
+    assert all(same(a, b) for a, b in zip(islice(again.epoch(1, 2), 2), expected[2:], strict=True))
+
+
+def test_a_teachers_kept_texts_come_again_and_others_do_not(run: Run) -> None:
+    kept = written(run, Writing(share=1, by="teacher", prompt=5, replays=2))
+    first, second, third = ({int(i): b.inputs[n] for b in kept.epoch(e) for n, i in enumerate(b.index)}
+                            for e in range(3))  # fmt: skip
+    assert all(torch.equal(first[i], third[i]) for i in first)
+    assert any(not torch.equal(first[i], second[i]) for i in first)
+    fresh = written(run, Writing(share=1, by="teacher", prompt=5))
+    one, other = (
+        {int(i): b.inputs[n] for b in fresh.epoch(e) for n, i in enumerate(b.index)} for e in (0, 2)
+    )
+    assert any(not torch.equal(one[i], other[i]) for i in one)
+
+
+def test_what_cannot_be_is_refused(run: Run) -> None:
+    with pytest.raises(ConfigError, match="share is 2"):
+        Writing(share=2)
+    with pytest.raises(ConfigError, match="lag is 0"):
+        Writing(lag=0)
+    with pytest.raises(ConfigError, match="by is student: set replays to null"):
+        Writing(replays=2)
+    with pytest.raises(ConfigError, match="temperature is -1"):
+        Writing(temperature=-1)
+    with pytest.raises(ConfigError, match="prompt is 12 but rows have 12 tokens"):
+        written(run, Writing(prompt=12))
