@@ -25,6 +25,7 @@ from limbeck.objectives.kd import KD
 from limbeck.objectives.labels import Labels
 from limbeck.students.dual_head import DualHead
 from limbeck.students.mlp import MLPStudent
+from limbeck.teachers.trained import Trained
 
 KNOWN = torch.tensor([True, True, False, False, False])
 
@@ -248,6 +249,17 @@ def test_a_run_says_what_was_chosen_and_the_student_comes_back_with_it(tmp_path:
     assert found["protocol"]["labelled_samples"] <= 40
     back = api.load_student(tmp_path / "run")
     assert back.ce_weight.item() == pytest.approx(found["tuned"]["ce_weight"])
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_student_comes_back_without_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.run(config.load("dho", FEW), out=tmp_path / "run", quiet=True)
+
+    def gone(*_: Any) -> Net:
+        raise CheckpointError("the teacher is not there any more")
+
+    monkeypatch.setattr(Trained, "build", gone)
+    assert not api.load_student(tmp_path / "run").training
 
 
 @pytest.mark.usefixtures("quick")

@@ -79,7 +79,7 @@ class PromptedViT(Net):
         two_heads = kd_prompts is not None or prompt_map is not None
         self.kd_head = build_head(prompts.head, width, classes, generator) if two_heads else None
         self.prompt_map_config = prompt_map
-        self.reads_prompts = prompt_map is not None
+        self.reads_prompts = self.keeps_teacher = prompt_map is not None
         self._map_seed = int(torch.randint(2**31, (), generator=generator)) if prompt_map else 0
         self.mapping: nn.Module | None = None
         self.teacher_prompts: TaskPrompts | None = None

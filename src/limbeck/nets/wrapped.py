@@ -27,6 +27,7 @@ class Wrapped(Net):
         stands_still(inner)
         self.inner = inner
         self.query_dim, self.reads_prompts = inner.query_dim, inner.reads_prompts
+        self.keeps_teacher = inner.keeps_teacher
 
     def query(self, images: Tensor) -> Tensor:
         """See ``Net.query``."""

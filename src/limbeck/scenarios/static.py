@@ -82,8 +82,8 @@ class Static(Scenario):
         if self.unlabelled_batch and known in (0, len(train)):
             raise ConfigError(
                 f"scenario.unlabelled_batch is {self.unlabelled_batch} but {'all' if known else 'no'} "
-                f"samples of {train.name} have labels: take data whose labels are partly hidden, such as data: "
-                "{name: part, labelled: 4}"
+                f"samples of {train.name} have labels: take data whose labels are partly hidden, such as "
+                "data: {name: part, labelled: 4}"
             )
         if self.unlabelled_batch and not _plain(recipe.selector):
             raise ConfigError("a selector and scenario.unlabelled_batch do not go together: leave one out")

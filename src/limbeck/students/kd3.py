@@ -71,6 +71,8 @@ class KD3Net(Net):
     attached; when it has learnt it keeps a copy.
     """
 
+    keeps_teacher = True
+
     def __init__(self, choice: KD3Student, body: Net, spec: Spec, seed: int) -> None:
         super().__init__()
         self.choice, self.spec, self.seed = choice, spec, seed
