@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from limbeck import api, cli, registry
+from limbeck import api, cli, plain, registry
 from limbeck.errors import Interrupted
 
 COMMANDS = (
@@ -110,6 +110,13 @@ def test_show_a_recipe_fills_in_the_defaults(capsys: pytest.CaptureFixture[str])
     assert entry["recipe"]["student"]["kd_prompts"]["length"] == 6
     assert call("show", "cdl-kdp") == 0
     assert re.search(r"kd_prompts: \{length: 6", capsys.readouterr().out)
+
+
+def test_what_show_says_of_a_recipe_is_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = said_json(capsys, "show", "dfpt-kd")
+    assert call("show", "dfpt-kd") == 0
+    out = capsys.readouterr().out
+    assert plain.parse(out[out.index("name: dfpt-kd") :], "show") == entry["recipe"]
 
 
 def test_show_tells_of_what_fields_hold(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,16 @@ def test_tensors_a_data_set_and_a_loader_are_all_taken(tmp_path: Path) -> None:
         assert 0 <= result.data["student"]["accuracy"] <= 100
 
 
+def test_a_method_that_remembers_samples_takes_what_has_a_length(tmp_path: Path) -> None:
+    crd = {"name": "crd", "negatives": 8, "student_tap": "0", "teacher_tap": "0"}
+    for name, train in (("tensors", data()), ("set", Pairs())):
+        result = distil(tmp_path / name, net(16), net(4, seed=1), train, objective=["labels", crd])
+        assert (result.folder / "report.html").exists()
+    with pytest.raises(ShapeError, match="it was told of none: give tensors or a data set, no loader"):
+        loader = DataLoader(TensorDataset(*data()), batch_size=20)
+        distil(tmp_path / "loader", net(16), net(4, seed=1), loader, objective=["labels", crd])
+
+
 @pytest.mark.parametrize("shuffled", [True, False])
 def test_the_same_call_gives_the_same_student(tmp_path: Path, shuffled: bool) -> None:
     seen = []

@@ -17,6 +17,7 @@ from limbeck.errors import unknown
 Listing = dict[str, dict[str, str]]
 SECTION = "section"
 SECTIONS = ("views", "engine")
+NARROW = 72  # characters of a line of YAML, which may end a word later, where a terminal has 80
 
 
 def listing(kind: str | None = None) -> Listing:
@@ -89,8 +90,8 @@ def entries_text(found: list[dict[str, Any]]) -> RenderableType:
         parts.append(Text(f"{entry['name']} ({entry['kind']})", style="bold"))
         parts += [Text(entry["doc"]), ""]
         if "recipe" in entry:
-            text = plain.write(entry["recipe"])
-            parts += [Syntax(text.rstrip(), "yaml", background_color="default"), ""]
+            text = plain.write(entry["recipe"], width=NARROW)
+            parts += [Syntax(text.rstrip(), "yaml", background_color="default", word_wrap=True), ""]
         elif entry["fields"]:
             table = Table("field", "type", "default", box=None, pad_edge=False)
             for field in entry["fields"]:

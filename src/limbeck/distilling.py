@@ -96,8 +96,11 @@ def distill(
     write_text(folder / "recipe.yaml", plain.write(record))
     with Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
         example = next(iter(source.epoch(0)))
-        pair = Pair(recipe, session, Spec(classes=0), example)
+        count = len(source.index) if isinstance(source, Samples) else 0
+        pair = Pair(recipe, session, Spec(classes=0), example, samples=count)
         check_classes(source, pair.classes)
+        if isinstance(source, Samples) and any(hasattr(o, "start") for o in pair.adapters.values()):
+            pair.start("train", source.index, labels_of(source))
         keeps = source if isinstance(source, Samples) and not fresh else None
         scenario.train(pair, source, capture=keeps)
         found: dict[str, Any] = {
@@ -127,6 +130,14 @@ def check_classes(source: Samples | Loader, classes: int) -> None:
                 f"labels span {int(labels.min())}..{int(labels.max())} but the networks give {classes} "
                 f"classes: allowed are 0..{classes - 1}"
             )
+
+
+def labels_of(source: Samples) -> Tensor:
+    """The labels [N] of all samples; of a data set that is no ``TensorDataset`` each sample is read."""
+    data = source.dataset
+    if isinstance(data, TensorDataset):
+        return data.tensors[1].long()
+    return torch.tensor([int(data[int(i)][1]) for i in source.index])
 
 
 def _described(source: Samples | Loader) -> dict[str, Any]:

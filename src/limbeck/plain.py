@@ -64,10 +64,10 @@ class Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
 
 
-def write(plain: Mapping[str, Any]) -> str:
-    """YAML text that ``parse`` reads back equal."""
+def write(plain: Mapping[str, Any], width: int = 100) -> str:
+    """YAML text that ``parse`` reads back equal, in lines of about ``width`` characters."""
     text: str = yaml.dump(
-        dict(plain), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+        dict(plain), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=width, default_flow_style=None
     )
     return text
 

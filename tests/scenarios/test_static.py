@@ -213,6 +213,15 @@ def test_what_does_not_go_together_is_refused() -> None:
         recipe("scenario.validation=1.0")
 
 
+def test_a_teacher_of_as_many_other_classes_is_told_of(tmp_path: Path) -> None:
+    part = "{{name: part, data: digits, groups: [[{}], [{}]]}}"
+    for name, classes in (("other", (2, 3)), ("same", (0, 1))):
+        sets = (f"data={part.format(0, 1)}", f"teacher.data={part.format(*classes)}")
+        run(recipe(*sets, "scenario.epochs=1", "scenario.teacher_epochs=1"), tmp_path / name)
+        told = [line["text"] for line in small.lines(tmp_path / name) if line["event"] == "warning"]
+        assert any("learns the classes 2, 3, ... of" in text for text in told) == (name == "other")
+
+
 def test_labels_that_are_all_there_or_all_hidden_are_no_mixture(tmp_path: Path) -> None:
     pool = "data={name: pool, data: digits, pool: digits}"
     shown = "data={name: part, data: digits, labelled: 200}"

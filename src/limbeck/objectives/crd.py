@@ -78,7 +78,8 @@ class CRD(Objective):
         other = as_vector(feature("teacher", teacher, self.teacher_tap))
         if facts.samples < 1:
             raise ShapeError(
-                "crd remembers every sample of the data, but it was told of none: give the number"
+                "crd remembers every sample of the data, but it was told of none: give tensors or a data "
+                "set, no loader"
             )
         return Contrast(self, own.shape[1], other.shape[1], facts).to(own.device)
 

@@ -204,6 +204,12 @@ class Desk:
             recipe, run, spec, next(iter(self.learning.in_order(2).epoch(0))), samples=len(train),
             teacher_classes=None if self.teacher_data is None else len(self.teacher_data.classes),
         )  # fmt: skip
+        if self.teacher_data is not None and self.pair.judged and self.teacher_data.classes != train.classes:
+            run.warn(
+                f"the teacher learns the classes {', '.join(self.teacher_data.classes[:3])}, ... of "
+                f"{self.teacher_data.name} but the student has {', '.join(train.classes[:3])}, ...: logits "
+                "are matched by number alone"
+            )
 
     @property
     def validation(self) -> Batches:
