@@ -171,7 +171,7 @@ def test_a_teacher_that_always_says_the_same_tells_nothing() -> None:
     pair = Pair()
     with torch.no_grad():
         pair.teacher.get_submodule("network.hidden.1.0").weight.zero_()
-    seen = batch(30)
+    seen = batch(count=30)
     own, other = pair.said(seen)
     rounds = pair.talk.conversation(
         own.features["hidden.0"], lambda w: w.new_ones(len(w), 11), ending(pair.student, seen, "hidden.1")

@@ -35,7 +35,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def seen(known: Tensor = KNOWN) -> Batch:
-    return replace(batch(len(known)), labelled=known)
+    return replace(batch(count=len(known)), labelled=known)
 
 
 def student(**fields: Any) -> Net:
@@ -188,7 +188,7 @@ def test_both_heads_read_the_same_features_and_start_apart() -> None:
 
 def test_tuning_is_kept_with_the_weights() -> None:
     net = student()
-    outputs = [net(batch(30)).detach()]
+    outputs = [net(batch(count=30)).detach()]
     labels = outputs[0].soft.argmax(1)
     chosen = net.tune(outputs, labels)
     assert chosen == {"ce_weight": 0.0, "temperature": 0.5}

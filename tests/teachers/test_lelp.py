@@ -33,7 +33,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def samples(count: int = 60) -> Batch:
-    return batch(count)
+    return batch(count=count)
 
 
 def built(**fields: object) -> Net:

@@ -57,6 +57,8 @@ class Pair:
         tokens: how many the student knows, where the teacher reads the same ones; None = it does not.
     """
 
+    tokens: int | None = None
+
     def __init__(
         self, recipe: Any, run: Run, spec: Spec, example: Batch, *, shared_query: bool = True,
         samples: int = 0, teacher_classes: int | None = None,
@@ -73,7 +75,6 @@ class Pair:
         )  # fmt: skip
         for net in self.nets().values():
             project(net, self.needs.logits)
-        self.tokens: int | None = None
         if example.rows is not None and example.other is None:
             self.tokens = len(head_of(self.student).weight)
         self.judged = teacher_classes in (None, spec.classes)
