@@ -153,10 +153,14 @@ class Mixture(Selection):
         return domain_perplexity(*sums).tolist()
 
     def facts(self) -> dict[str, Any]:
-        """By interval the domains' shares, and the ratios of perplexity that they follow from."""
-        intervals = [self.interval(number) for number in range(int(self.begun))]
+        """By interval the domains' shares and the ratios of perplexity that they follow from, and the mean
+        and the largest of the ratios that the training ends with."""
+        intervals = [self.interval(number) for number in range(int(self.begun) + 1)]
         ratios = [
             [own / other for own, other in zip(each["perplexity"], self.teacher, strict=True)]
             for each in intervals
         ]
-        return {"shares": [each["shares"] for each in intervals], "ratios": ratios, "sizes": self.sizes}
+        return {
+            "shares": [each["shares"] for each in intervals[:-1]], "ratios": ratios, "sizes": self.sizes,
+            "ratio_mean": sum(ratios[-1]) / self.count, "ratio_max": max(ratios[-1]),
+        }  # fmt: skip
