@@ -142,6 +142,8 @@ class Outputs:
         mask: which positions count, True = counts; None = all.
         paths: other answers of the same network by name: of a second path through it, of the members of an
             ensemble, to another view of the batch.
+        subnets: answers of sub-networks within a student that learn in the same step, by name: each is
+            matched by all objectives as the student's own answer is.
         hidden: what the last layer of a language model reads, [R, D].
         unembedding: that last layer.
         top: token ids [R, K] int64 and their log-probabilities [R, K] under the softmax of the whole
@@ -155,6 +157,7 @@ class Outputs:
     prompts: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     mask: Tensor | None = None
     paths: Mapping[str, Outputs] = field(default_factory=dict)
+    subnets: Mapping[str, Outputs] = field(default_factory=dict)
     hidden: Tensor | None = None
     unembedding: Unembedding | None = None
     top: tuple[Tensor, Tensor] | None = None
@@ -171,7 +174,9 @@ class Outputs:
             parts = soft.shape[1] // self.logits.shape[1]
             soft = soft[:, parts * start : parts * stop]
         paths = {name: other.columns(start, stop) for name, other in self.paths.items()}
-        return replace(self, logits=self.logits[:, start:stop], soft_logits=soft, paths=paths)
+        subnets = {name: other.columns(start, stop) for name, other in self.subnets.items()}
+        logits = self.logits[:, start:stop]
+        return replace(self, logits=logits, soft_logits=soft, paths=paths, subnets=subnets)
 
     def along(self, path: str) -> Outputs:
         """The answer of that path; ``""`` is the main one.
@@ -198,6 +203,7 @@ class Outputs:
             losses={},
             prompts={k: (a.detach(), b.detach()) for k, (a, b) in self.prompts.items()},
             paths={k: v.detach() for k, v in self.paths.items()},
+            subnets={k: v.detach() for k, v in self.subnets.items()},
             hidden=None if self.hidden is None else self.hidden.detach(),
             unembedding=None if self.unembedding is None else self.unembedding.detach(),
             top=None if self.top is None else (self.top[0], self.top[1].detach()),
@@ -325,12 +331,15 @@ class Net(nn.Module):
         keeps_teacher: whether what ``attach_teacher`` keeps is built from the teacher, so that a finished
             student cannot be built without one.
         projects: of a language model, whether its forward gives logits.
+        partial: whether a step reaches some of its parameters alone, so that one without a gradient is no
+            mistake.
     """
 
     query_dim: int | None = None
     reads_prompts: bool = False
     keeps_teacher: bool = False
     projects: bool = True
+    partial: bool = False
 
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
         """Outputs for ``batch`` with the features at ``taps``; ``teacher`` is what the teacher said."""
@@ -347,8 +356,37 @@ class Net(nn.Module):
     def start_task(self, task: int, generator: torch.Generator) -> None:
         """Get ready for task number ``task``: grow or copy what the method grows or copies."""
 
+    def prepare(self, course: Course) -> None:
+        """Get ready for the one training of a student, when its teacher stands still.
+
+        Called once, before the objectives' and the selector's ``prepare``. A resumed run calls it anew: what
+        takes time goes through ``course.once``, and weights come from the checkpoint afterwards.
+        """
+
+    def begin_step(self, at: Progress) -> None:
+        """Get ready for the training step ``at``: draw what the method draws.
+
+        A draw is a function of ``at`` and of a seed from ``Network.build``, so that a resumed run goes on with
+        the same ones.
+        """
+
     def finish_task(self) -> None:
         """Settle what was learnt in the task that ends."""
+
+    def prepare(self, course: Course) -> None:
+        """Look at the teacher and the samples before the training, as a student that takes its teacher's
+        weights over does.
+
+        A resumed run comes by here too, before the weights of either network are back: what is found goes
+        through ``course.once``.
+        """
+
+    def start_step(self, at: Progress) -> None:
+        """Get ready for the training step ``at``: draw what that step is about, from ``at`` alone."""
+
+    def nested(self) -> Mapping[str, Nested]:
+        """The networks within it that are used by themselves when it has learnt, by name."""
+        return {}
 
     def key_accuracy(self, query: Tensor, task: int) -> Tensor | None:
         """Share of ``query`` [N, query_dim], all of ``task``, that find that task's prompts, in [0, 1].
@@ -384,6 +422,19 @@ class Net(nn.Module):
         return None
 
 
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """A smaller network that was cut out of one that holds several.
+
+    Attributes:
+        net: the network, with weights of its own.
+        about: plain data for ``result.json``, such as its sizes.
+    """
+
+    net: Net
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Adapting(nn.Module):
     """What of a teacher learns in the student's phase, while the teacher itself stands still.
 
@@ -413,6 +464,10 @@ class Network:
     def input_spec(self) -> Any:
         """What images the network expects (``nets.backbones.InputSpec``), without reading weights."""
         raise TypeError(f"{type(self).__name__} defines no input_spec()")
+
+    def reads_text(self) -> bool:
+        """Whether it builds a causal language model, whose rows are the tokens that count."""
+        return False
 
     def tokenizer(self) -> Any:
         """The tokenizer (of transformers) that the network was trained with; None = it brings none."""

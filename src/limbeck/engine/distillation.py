@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Adapting, Batch, Needs, Objective, Outputs, Progress, Selection
+from limbeck.contracts import Adapting, Batch, Needs, Net, Objective, Outputs, Progress, Selection
 from limbeck.errors import unknown
 
 Ask = Callable[[Batch], Outputs]
@@ -59,9 +59,16 @@ class Distillation(nn.Module):
         self.teacher_seconds = 0.0
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted: the objectives', the student's own, the second path's."""
+        """Named scalar terms, already weighted: the objectives', the student's own, the second path's.
+
+        Those of a sub-network within the student have its name before them.
+        """
+        if isinstance(self.student, Net):
+            self.student.begin_step(at)
         batch = self.with_query(batch)
         taught = self.taught(batch)
+        if isinstance(self.student, Net):
+            self.student.start_step(at)
         student = self.student(batch, taps=self.needs.student, teacher=taught)
         if self.keep:
             self.last = student.detach()
@@ -78,10 +85,12 @@ class Distillation(nn.Module):
             else:
                 taught = taught.columns(start, stop)
         weights = self.weights(local, seen, taught, at)
-        for name, objective in self.objectives.items():
-            told = None if taught is None else taught.along(self.paths.get(name, ""))
-            weighed = replace(local, weight=weights.get(name))
-            terms |= _named(name, objective(seen, told, weighed, at))
+        for who, own in {"": seen, **seen.subnets}.items():
+            for name, objective in self.objectives.items():
+                told = None if taught is None else taught.along(self.paths.get(name, ""))
+                weighed = replace(local, weight=weights.get(name))
+                found = _named(name, objective(own, told, weighed, at))
+                terms |= {f"{who}.{key}" if who else key: value for key, value in found.items()}
         return terms | dict(student.losses)
 
     def weights(

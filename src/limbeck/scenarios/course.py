@@ -71,6 +71,7 @@ class Lessons:
         project(net, pair.needs.logits)
         if pair.teacher is not None:
             net.attach_teacher(pair.teacher)
+        net.prepare(self)
         objectives = pair.objectives if taught else {"labels": Labels()}
         apart = [key for key, objective in objectives.items() if pair.adapting and objective.path]
         if apart:

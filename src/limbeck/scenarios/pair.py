@@ -151,7 +151,8 @@ class Pair:
         return Facts(samples=self.samples, seed=seed, student=student, teacher=self.teacher)
 
     def prepare(self, course: Course) -> None:
-        """Let the objectives look at data and teacher before the student's training."""
+        """Let student and objectives look at data and teacher before the student's training."""
+        self.student.prepare(course)
         for objective in self.adapters.values():
             if hasattr(objective, "prepare"):
                 objective.prepare(course)  # type: ignore[operator]
