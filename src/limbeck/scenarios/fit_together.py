@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from limbeck.contracts import Network
 from limbeck.engine.distillation import combine
 from limbeck.errors import ConfigError, ShapeError
 
@@ -24,7 +25,18 @@ def named(recipe: Any) -> dict[str, Any]:
 
 
 def load_data(recipe: Any) -> Any:
-    """The splits of the recipe's data, as its seed draws them."""
+    """The splits of the recipe's images, as its seed draws them.
+
+    Raises:
+        ConfigError: data of texts, or a network that reads them.
+    """
+    for part in ("data", "student", "teacher"):
+        choice = getattr(recipe, part)
+        if hasattr(choice, "reading") or (isinstance(choice, Network) and choice.reads_text()):
+            raise ConfigError(
+                f"{part} is {type(choice).__name__}, of texts, but scenario {type(recipe.scenario).__name__} "
+                "takes images: take scenario language, or images and networks that read them"
+            )
     return recipe.data.seeded(recipe.seed).load()
 
 

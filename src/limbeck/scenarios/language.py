@@ -30,7 +30,7 @@ from limbeck.nets.language_models import load_model
 from limbeck.scenarios import token_figures
 from limbeck.scenarios.course import Lessons, facts_of
 from limbeck.scenarios.exposures import Reader, exposures
-from limbeck.scenarios.fit_together import check_objectives, has_teacher, load_data, named
+from limbeck.scenarios.fit_together import check_objectives, has_teacher, named
 from limbeck.scenarios.pair import Pair, constants, hashes
 from limbeck.scenarios.selected import Selected
 from limbeck.scenarios.written import Writing, Written
@@ -192,9 +192,10 @@ def check_texts(recipe: Any) -> None:
         )
     for who in ("student", "teacher"):
         choice = getattr(recipe, who)
-        if (who == "student" or has_teacher(recipe)) and choice.input_spec().channels:
+        if (who == "student" or has_teacher(recipe)) and not choice.reads_text():
             raise ConfigError(
-                f"the {who} is {type(choice).__name__}, which reads images: take a language model"
+                f"the {who} is {type(choice).__name__}, which is no language model: take llama or causal_lm"
+                + (", or trained with one as its network" if who == "teacher" else "")
             )
 
 
@@ -230,7 +231,7 @@ class Tokens:
     """
 
     def __init__(self, recipe: Any) -> None:
-        self.splits: TextSplits = load_data(recipe)
+        self.splits: TextSplits = recipe.data.seeded(recipe.seed).load()
         reading: Reading = recipe.data.reading
         self.tokenizer = self._tokenizer(recipe, reading.tokenizer)
         self.lessons = lessons_of(recipe)

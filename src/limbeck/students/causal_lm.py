@@ -43,8 +43,12 @@ class CausalLMStudent(Student):
             raise unknown("dtype", self.dtype, DTYPES)
 
     def input_spec(self) -> TextInput:
-        """It reads text."""
+        """No pixels."""
         return TextInput()
+
+    def reads_text(self) -> bool:
+        """It does."""
+        return True
 
     def tokenizer(self) -> Any:
         """See ``Network.tokenizer``."""

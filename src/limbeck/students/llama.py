@@ -49,8 +49,12 @@ class LlamaStudent(Student):
             raise ConfigError(f"kv_heads is {self.kv_heads} but must divide the {self.heads} heads")
 
     def input_spec(self) -> TextInput:
-        """It reads text."""
+        """No pixels."""
         return TextInput()
+
+    def reads_text(self) -> bool:
+        """It does."""
+        return True
 
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """See ``Network.build``."""

@@ -34,8 +34,12 @@ class CausalLMTeacher(Teacher):
             raise unknown("dtype", self.dtype, DTYPES)
 
     def input_spec(self) -> TextInput:
-        """It reads text."""
+        """No pixels."""
         return TextInput()
+
+    def reads_text(self) -> bool:
+        """It does."""
+        return True
 
     def tokenizer(self) -> Any:
         """See ``Network.tokenizer``."""

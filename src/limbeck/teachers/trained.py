@@ -34,6 +34,10 @@ class Trained(Teacher):
         """What images the network expects."""
         return self.network.input_spec()
 
+    def reads_text(self) -> bool:
+        """Whether the network does."""
+        return self.network.reads_text()
+
     def tokenizer(self) -> Any:
         """That of the network."""
         return self.network.tokenizer()

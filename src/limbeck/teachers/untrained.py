@@ -25,6 +25,14 @@ class Untrained(Teacher):
         """See ``Network.input_spec``."""
         return self.network.input_spec()
 
+    def reads_text(self) -> bool:
+        """Whether the network does."""
+        return self.network.reads_text()
+
+    def check(self, spec: Spec) -> None:
+        """Whether the network can be built."""
+        self.network.check(spec)
+
     def build(self, spec: Spec, generator: torch.Generator) -> Net:
         """See ``Network.build``."""
         return Frozen(self.network.build(spec, generator))
