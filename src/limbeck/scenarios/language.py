@@ -11,26 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.contracts import Batch, Net, Outputs, Scenario, Selection, Spec
+from limbeck.contracts import Net, Scenario, Selection, Spec
 from limbeck.data.aligned import aligned_rows
 from limbeck.data.texts import Corpus, Reading, TextSplits
 from limbeck.data.together import Going
 from limbeck.data.tokenizers import special_of, tokenizer_of, vocabulary_hash
 from limbeck.data.tokens import Rows, TokenBatches, rows_of
 from limbeck.engine import shared
-from limbeck.engine.fit import Source, Turn, autocast, fit
+from limbeck.engine.fit import Source, Turn, fit
 from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import derive
 from limbeck.engine.state import value_hash
 from limbeck.errors import ConfigError
-from limbeck.metrics import cost as costs
 from limbeck.nets.causal_lm import CausalLM, check_packing
 from limbeck.nets.language_models import load_model
-from limbeck.scenarios import token_figures
 from limbeck.scenarios.course import Lessons, facts_of
 from limbeck.scenarios.exposures import Reader, exposures
 from limbeck.scenarios.fit_together import check_objectives, has_teacher, named
+from limbeck.scenarios.judging import judged
 from limbeck.scenarios.pair import Pair, constants, hashes
 from limbeck.scenarios.selected import Selected
 from limbeck.scenarios.written import Writing, Written
@@ -159,10 +158,10 @@ class Language(Scenario):
             captured.delete()
 
     def measure(self, pair: Pair, desk: Desk) -> dict[str, Any]:
-        """Figures of both networks over the tokens of the test part."""
+        """Figures of both networks, and of those within the student, over the tokens of the test part."""
 
         def compute() -> dict[str, Any]:
-            found = judged(pair, desk.test) | {"cost": {"teacher": None} | cost(pair, desk.test)}
+            found = judged(pair, desk.test)
             canaries = desk.tokens.splits.train.facts.get("canaries")
             if canaries:
                 draws = pair.run.generator("exposure")
@@ -261,7 +260,10 @@ class Tokens:
 
     def _tokenizer(self, recipe: Any, name: str | None) -> Any:
         if name is not None:
-            return tokenizer_of(name, self.splits.train)
+            asked = tokenizer_of(name, self.splits.train)
+            if getattr(recipe.student, "pretrained", False):
+                check_own(asked, recipe.student.tokenizer())
+            return asked
         found = recipe.student.tokenizer()
         if found is None and has_teacher(recipe):
             found = recipe.teacher.tokenizer()
@@ -271,6 +273,15 @@ class Tokens:
                 "bpe:4096, or a model's name"
             )
         return found
+
+
+def check_own(asked: Any, own: Any) -> None:
+    """Raise where a student that was trained with the tokenizer ``own`` would read other tokens."""
+    if vocabulary_hash(asked) != vocabulary_hash(own):
+        raise ConfigError(
+            f"data.tokenizer has {len(asked)} tokens of its own, but the student was trained with {len(own)} "
+            "others: set it to null, or student.pretrained to false"
+        )
 
 
 def lessons_of(recipe: Any) -> TextSplits | None:
@@ -339,9 +350,10 @@ class Desk:
         for part in self.pair.student.modules():
             if isinstance(part, CausalLM):
                 part.tokenizer = self.tokens.tokenizer  # what it is saved with
-        for part in self.pair.run.modules.modules():
-            if isinstance(part, CausalLM) and whole.segments is not None:
-                check_packing(part)
+        for net in self.pair.nets().values():
+            for part in net.modules():
+                if isinstance(part, CausalLM) and whole.segments is not None:
+                    check_packing(part)
 
     def _lessons(self, recipe: Any) -> TokenBatches | None:
         """The batches of a teacher that learns from texts of its own."""
@@ -404,52 +416,3 @@ class Desk:
             "test_rows": len(self.test.index),
             "test_tokens": sum(len(batch.labels) for batch in self.test.epoch(0)),
         }  # fmt: skip
-
-
-@torch.no_grad()
-def judged(pair: Pair, test: TokenBatches) -> dict[str, Any]:
-    """Both networks' figures over the tokens of ``test``, and how near they are."""
-    said: dict[str, list[dict[str, Tensor]]] = {"student": [], "teacher": [], "fidelity": []}
-    nets = pair.nets()
-    for net in nets.values():
-        net.eval()
-    for batch in test.epoch(0):
-        moved = batch.to(pair.run.device)
-        read = {who: moved if who == "student" else pair.told(moved) for who in nets}
-        with autocast(pair.run):
-            answers = {who: net(read[who]) for who, net in nets.items()}
-        domain = test.labels[batch.index]
-        for who, answer in answers.items():
-            said[who].append(token_figures.told(answer, read[who], domain))
-        if "teacher" in answers and batch.other is None:
-            said["fidelity"].append(token_figures.compared(answers["student"], answers["teacher"]))
-    whole = {
-        who: {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        for who, parts in said.items()
-        if parts
-    }
-    found: dict[str, Any] = {"teacher": None, "fidelity": None, "paths": {}}
-    found |= {who: token_figures.side(whole[who], test.rows.domains) for who in nets}
-    return found | ({"fidelity": token_figures.between(whole["fidelity"])} if "fidelity" in whole else {})
-
-
-def cost(pair: Pair, test: TokenBatches) -> dict[str, Any]:
-    """Parameters, multiply-adds and latency of each network on one row of tokens, with all its logits."""
-    batch = next(iter(test.in_order(1).epoch(0))).to(pair.run.device)
-    learning = pair.trainable()
-    found: dict[str, Any] = {}
-    for who, net in pair.nets().items():
-        read = batch if who == "student" else pair.told(batch)
-
-        def answer(net: Net = net, read: Batch = read) -> Tensor:
-            outputs: Outputs = net(read)
-            assert outputs.hidden is not None and outputs.unembedding is not None
-            return outputs.unembedding.logits(outputs.hidden)
-
-        found[who] = {
-            "parameters": costs.parameters(net),
-            "trainable": learning[who],
-            "multiply_adds": costs.multiply_adds(answer),
-            "latency_ms": costs.latency(answer),
-        }
-    return found
