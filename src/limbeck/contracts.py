@@ -356,20 +356,6 @@ class Net(nn.Module):
     def start_task(self, task: int, generator: torch.Generator) -> None:
         """Get ready for task number ``task``: grow or copy what the method grows or copies."""
 
-    def prepare(self, course: Course) -> None:
-        """Get ready for the one training of a student, when its teacher stands still.
-
-        Called once, before the objectives' and the selector's ``prepare``. A resumed run calls it anew: what
-        takes time goes through ``course.once``, and weights come from the checkpoint afterwards.
-        """
-
-    def begin_step(self, at: Progress) -> None:
-        """Get ready for the training step ``at``: draw what the method draws.
-
-        A draw is a function of ``at`` and of a seed from ``Network.build``, so that a resumed run goes on with
-        the same ones.
-        """
-
     def finish_task(self) -> None:
         """Settle what was learnt in the task that ends."""
 
@@ -382,7 +368,8 @@ class Net(nn.Module):
         """
 
     def start_step(self, at: Progress) -> None:
-        """Get ready for the training step ``at``: draw what that step is about, from ``at`` alone."""
+        """Get ready for the training step ``at``: draw what that step is about, as a function of ``at`` and
+        of a seed from ``Network.build``, so that a resumed run draws the same."""
 
     def nested(self) -> Mapping[str, Nested]:
         """The networks within it that are used by themselves when it has learnt, by name."""

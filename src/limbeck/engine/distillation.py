@@ -63,8 +63,6 @@ class Distillation(nn.Module):
 
         Those of a sub-network within the student have its name before them.
         """
-        if isinstance(self.student, Net):
-            self.student.begin_step(at)
         batch = self.with_query(batch)
         taught = self.taught(batch)
         if isinstance(self.student, Net):

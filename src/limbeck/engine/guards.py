@@ -82,14 +82,18 @@ class Before:
 def check_orphans(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """After the first backward: what has a gradient is optimised, and what is optimised has a gradient.
 
+    Parts that say of themselves that a step reaches some parameters alone (``Net.partial``) are excused.
+
     Raises:
         GuardError: naming the first parameter of either kind.
     """
     optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    partial = [part for part in module.modules() if getattr(part, "partial", False)]
+    excused = {id(p) for part in partial for p in part.parameters()}
     for name, parameter in module.named_parameters():
         if parameter.grad is not None and id(parameter) not in optimised:
             raise GuardError(f"{name} receives a gradient but no optimiser holds it: it would never learn")
-        if parameter.grad is None and id(parameter) in optimised:
+        if parameter.grad is None and id(parameter) in optimised - excused:
             raise GuardError(
                 f"{name} is optimised but no loss term reaches it: choose a network "
                 "without it, or add an objective that reads it"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch, Net, Outputs
+from limbeck.contracts import Batch, Course, Net, Outputs, Progress
 from limbeck.errors import ConfigError, ShapeError
 
 
@@ -36,6 +36,14 @@ class Wrapped(Net):
     def start_task(self, task: int, generator: torch.Generator) -> None:
         """See ``Net.start_task``."""
         self.inner.start_task(task, generator)
+
+    def prepare(self, course: Course) -> None:
+        """See ``Net.prepare``."""
+        self.inner.prepare(course)
+
+    def start_step(self, at: Progress) -> None:
+        """See ``Net.start_step``."""
+        self.inner.start_step(at)
 
     def finish_task(self) -> None:
         """See ``Net.finish_task``."""
