@@ -34,9 +34,9 @@ from side_by_side import arguments, write
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from limbeck.contracts import Unembedding
 from limbeck.losses import JSD, Divergence, ForwardKL, TopTokens, top_divergence
 from limbeck.losses.chunked import Hidden, chunked
-from limbeck.nets.unembedding import Unembedding
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 try:  # behind limbeck's networks, which make torchvision importable beside a CPU-only torch

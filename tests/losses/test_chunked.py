@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from limbeck.contracts import Unembedding
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.losses import (
     DIVERGENCES,
@@ -26,7 +27,6 @@ from limbeck.losses import (
     top_divergence,
 )
 from limbeck.losses.chunked import Hidden, chunked, chunked_items
-from limbeck.nets.unembedding import Unembedding
 
 seeds = st.integers(0, 2**31)
 WIDTH, WIDTH_T = 5, 6

@@ -383,3 +383,10 @@ def test_wrong_arguments_are_named() -> None:
         top_divergence(ForwardKL(), student[:3], top(teacher, 2))
     with pytest.raises(ShapeError, match="mask"):
         losses.uld(student[None], teacher[None], torch.ones(1, 3), torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 3, 5)])
+def test_a_mask_of_other_positions_is_refused(shape: tuple[int, ...]) -> None:
+    logits = torch.zeros(2, 3, 5)
+    with pytest.raises(ShapeError, match=r"mask is \[.*\] but must lead the items' shape \[2, 3\]"):
+        token_divergence(ForwardKL(), logits, logits, mask=torch.ones(shape, dtype=torch.bool))

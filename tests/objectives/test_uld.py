@@ -10,10 +10,9 @@ import torch
 from tests.objectives import texts
 
 from limbeck import losses
-from limbeck.contracts import Batch, Outputs, Progress
+from limbeck.contracts import Batch, Outputs, Progress, Unembedding
 from limbeck.errors import ConfigError
 from limbeck.losses.sorted_tokens import sorted_l1
-from limbeck.nets.unembedding import Unembedding
 from limbeck.objectives.uld import ULD, answered, spread
 
 OTHER_ROWS = torch.tensor([0, 1, 4, 5, 6, 7, 8])  # of three texts of four tokens: 2, 4 and 1 count

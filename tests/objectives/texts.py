@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from limbeck.contracts import Batch, Outputs
-from limbeck.nets.unembedding import Unembedding
+from limbeck.contracts import Batch, Outputs, Unembedding
 
 TEXTS, LENGTH, VOCABULARY = 3, 5, 11
 ROWS = torch.tensor([0, 1, 2, 6, 7, 11, 12, 13, 14])  # the places that count, of all 15

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from limbeck import config, plain
 from limbeck.config import Recipe
-from limbeck.contracts import Batch, Net, Outputs
+from limbeck.contracts import Batch, Net, Outputs, Unembedding
 from limbeck.engine import seeds
 from limbeck.engine.run import Run
-from limbeck.nets.unembedding import Unembedding
 from limbeck.scenarios.course import Lessons
 from limbeck.scenarios.language import Desk
 

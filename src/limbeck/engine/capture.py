@@ -11,11 +11,10 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from limbeck.contracts import Batch, Outputs
+from limbeck.contracts import Batch, Outputs, Unembedding
 from limbeck.engine.cache import Cache, Rows
 from limbeck.engine.fit import Source
 from limbeck.errors import NonFiniteError
-from limbeck.nets.unembedding import Unembedding
 
 CHUNK = 256
 

@@ -23,8 +23,8 @@ from limbeck.losses.divergences import Divergence, Pair, centred, seen
 from limbeck.losses.reduction import exactly, full_precision
 from limbeck.losses.top_tokens import TopTokens, same_positions, top_values
 
-if TYPE_CHECKING:  # the package of networks loads more than losses need
-    from limbeck.nets.unembedding import Unembedding
+if TYPE_CHECKING:
+    from limbeck.contracts import Unembedding
 
 CHUNK = 2**24  # logits of one network in a chunk: enough rows that the products take most of the time
 BLOCK = 2**17  # logits of one network in a block: a few such tensors fit a core's own cache

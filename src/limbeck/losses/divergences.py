@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import ConfigError
-from limbeck.losses.reduction import Reduction, full_precision, reduce, same_shape
+from limbeck.losses.reduction import Reduction, full_precision, leading, reduce, same_shape
 
 
 class Pair(NamedTuple):
@@ -357,10 +357,14 @@ def centred(slope: Tensor, q: Tensor) -> Tensor:
 
 
 def counted_rows(values: Tensor, mask: Tensor | None) -> Tensor:
-    """``values`` [..., V] with 0 in the rows that do not count, so that no NaN of theirs comes back."""
+    """``values`` [..., V] with 0 in the rows that do not count, so that no NaN of theirs comes back.
+
+    Raises:
+        ShapeError: the mask is not [...] or its leading axes.
+    """
     if mask is None:
         return values
-    mask = mask.bool().reshape(*mask.shape, *(1,) * (values.ndim - mask.ndim))
+    mask = leading("mask", mask, values[..., 0]).bool().unsqueeze(-1)
     return torch.where(mask, values, torch.zeros_like(values))
 
 

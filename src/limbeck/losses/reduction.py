@@ -60,10 +60,10 @@ def reduce(
     if reduction not in get_args(Reduction):
         raise unknown("reduction", reduction, get_args(Reduction))
     if weights is not None:
-        items = items * _leading("weights", weights, items).to(items.dtype)
+        items = items * leading("weights", weights, items).to(items.dtype)
     counted: Tensor | int = max(items.numel(), 1)
     if mask is not None:
-        mask = _leading("mask", mask, items).bool().expand_as(items)
+        mask = leading("mask", mask, items).bool().expand_as(items)
         items = torch.where(mask, items, torch.zeros_like(items))
         counted = mask.sum().clamp(min=1)
     if reduction == "none":
@@ -81,8 +81,12 @@ def same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def _leading(name: str, factor: Tensor, items: Tensor) -> Tensor:
-    """``factor`` with axes of length 1 appended until it broadcasts against ``items``."""
+def leading(name: str, factor: Tensor, items: Tensor) -> Tensor:
+    """``factor`` with axes of length 1 appended until it broadcasts against ``items``.
+
+    Raises:
+        ShapeError: its shape does not lead that of ``items``.
+    """
     if factor.ndim > items.ndim or factor.shape != items.shape[: factor.ndim]:
         raise ShapeError(
             f"{name} is {list(factor.shape)} but must lead the items' shape {list(items.shape)}: "

@@ -118,10 +118,19 @@ def speculative_verify(
     left = residual(target_probs[..., :-1, :], draft_probs)
     distributions = torch.cat([left, target_probs[..., -1:, :]], dim=-2)
     final = _row(distributions, accepted)
-    cumulated = final.cumsum(-1)
-    # argmax gives the first of equal maxima: the first place that exceeds the draw.
-    exceeds = cumulated > u_final.unsqueeze(-1) * cumulated[..., -1:]
-    return Verified(accepted, exceeds.long().argmax(-1), final)
+    return Verified(accepted, quantile(final, u_final), final)
+
+
+def quantile(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The smallest token [...] whose cumulative probability exceeds its number.
+
+    Args:
+        probabilities: [..., V] >= 0; rows need not sum to exactly 1.
+        uniform: [...] in [0, 1).
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    reached = uniform.double().unsqueeze(-1).to(cumulative.device) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, reached, right=True).squeeze(-1)
 
 
 def greedy_verify(draft_tokens: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, TopKLogitsWarper, TopPLo
 
 from limbeck.errors import ConfigError, DataError, NonFiniteError, ShapeError
 from limbeck.losses import full_precision
+from limbeck.metrics.speculative import quantile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +72,16 @@ class Sampling:
 
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """One token [N] from each row of logits [N, V], by numbers [N] in [0, 1) that greedy ignores."""
+        return self.scored(logits, uniform)[0]
+
+    def scored(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``draw`` draws, and the probability [N] that each token had of it: 1 where greedy."""
         if self.greedy:
-            return logits.argmax(-1)
-        return quantile(self.probabilities(logits), uniform)
-
-
-def quantile(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The smallest token [N] whose cumulative probability exceeds its number.
-
-    Args:
-        probabilities: [N, V] >= 0; rows need not sum to exactly 1.
-        uniform: [N] in [0, 1).
-    """
-    cumulative = probabilities.double().cumsum(-1)
-    reached = uniform.double().unsqueeze(-1).to(cumulative.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, reached, right=True).squeeze(-1)
+            best = logits.argmax(-1)
+            return best, torch.ones(best.shape, device=best.device)
+        law = self.probabilities(logits)
+        tokens = quantile(law, uniform)
+        return tokens, law.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 class Reader:
@@ -140,6 +136,38 @@ class Reader:
         self.cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
 
 
+class Mixture:
+    """Two models that read the same and say one law: a share of the second one's and the rest of the first's.
+
+    It answers as a ``Reader`` does, with log-probabilities for logits, over the tokens that both know.
+
+    Args:
+        model: the first.
+        other: the second.
+        share: of the second, in (0, 1).
+
+    Source: teacher-mixed sampling: Gu et al., ICLR 2024 (arXiv 2306.08543), section 2.2.
+    """
+
+    def __init__(self, model: PreTrainedModel, other: PreTrainedModel, share: float) -> None:
+        self.readers = (Reader(model), Reader(other))
+        self.parts = torch.tensor([1 - share, share]).log().tolist()
+        self.vocabulary = min(reader.vocabulary for reader in self.readers)
+
+    def read(self, tokens: Tensor, keep: int = 1) -> Tensor:
+        """As ``Reader.read``."""
+        own, other = (
+            full_precision(reader.read(tokens, keep))[..., : self.vocabulary].log_softmax(-1) + part
+            for reader, part in zip(self.readers, self.parts, strict=True)
+        )
+        return torch.logaddexp(own, other.to(own.device))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """As ``Reader.keep``."""
+        for reader in self.readers:
+            reader.keep(rows)
+
+
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -180,20 +208,48 @@ def generate(
         ShapeError: a prompt and its continuation are longer than the model reads.
         NonFiniteError: the model gives NaN.
     """
-    check(model, prompts, max_new_tokens)
+    told = drawn(
+        model, prompts, max_new_tokens=max_new_tokens, eos=eos, sampling=sampling, generator=generator,
+        keys=keys, batch_size=batch_size,
+    )  # fmt: skip
+    return [[token for token, _ in text] for text in told]
+
+
+def drawn(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos: Collection[int] = (),
+    sampling: Sampling = Sampling(),
+    generator: torch.Generator | None = None,
+    keys: Sequence[int] | None = None,
+    batch_size: int = 16,
+    other: tuple[PreTrainedModel, float] | None = None,
+) -> list[list[tuple[int, float]]]:
+    """What ``generate`` gives, each token with the probability that it had of being drawn.
+
+    Arguments and errors as ``generate``, and ``other``: a second model and its share of the law that tokens
+    are drawn from (``Mixture``); temperature and cuts are of the mixture.
+    """
+    models = (model,) if other is None else (model, other[0])
+    for each in models:
+        check(each, prompts, max_new_tokens)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size} but must be >= 1: give such a one")
     chance = streams(len(prompts), sampling, generator, keys)
-    continued: list[list[int]] = [[] for _ in prompts]
-    with answering(model):
+    continued: list[list[tuple[int, float]]] = [[] for _ in prompts]
+    with answering(*models):
         for rows in batches(prompts, batch_size):
-            reader, alive = Reader(model), rows
+            reader: Reader | Mixture = Reader(model) if other is None else Mixture(model, *other)
+            alive = rows
             logits = reader.read(torch.tensor([list(prompts[i]) for i in rows]))
             for left in reversed(range(max_new_tokens)):
                 uniform = torch.tensor([chance[i].random() for i in alive], dtype=torch.float64)
-                tokens = sampling.draw(logits[:, -1], uniform).tolist()
-                for i, token in zip(alive, tokens, strict=True):
-                    continued[i].append(token)
+                found, likely = sampling.scored(logits[:, -1], uniform)
+                tokens = found.tolist()
+                for i, token, probability in zip(alive, tokens, likely.tolist(), strict=True):
+                    continued[i].append((token, probability))
                 going = [row for row, token in enumerate(tokens) if token not in eos]
                 if not going or not left:
                     break

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from limbeck.errors import ConfigError
-from limbeck.metrics.speculative import acceptance_rate, greedy_verify, speculative_verify
-from limbeck.nets.generation import Reader, Sampling, answering, check, quantile, streams
+from limbeck.metrics.speculative import acceptance_rate, greedy_verify, quantile, speculative_verify
+from limbeck.nets.generation import Reader, Sampling, answering, check, streams
 
 
 @dataclass(frozen=True, slots=True)

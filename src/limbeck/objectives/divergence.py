@@ -77,9 +77,9 @@ class TokenDivergence(Objective):
                     "set it to 1, or engine.cache_top_k to null"
                 )
             other = TopTokens(other.ids, other.log_probs, tail=self.tail)
-        found = chunked(
-            hidden_of(student), self.divergence(), other, temperature=self.temperature,
-            weights=batch.weight, vocabulary=shared_vocabulary(student, teacher),
-        )  # fmt: skip
         factor = self.weight * (self.temperature**2 if self.scale_by_t2 else 1.0)
-        return {"divergence": factor * found.loss}
+        found = chunked(
+            hidden_of(student), self.divergence(), other, divergence_weight=factor, weights=batch.weight,
+            temperature=self.temperature, vocabulary=shared_vocabulary(student, teacher),
+        )  # fmt: skip
+        return {"divergence": found.loss}

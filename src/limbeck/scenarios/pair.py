@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch, Course, Facts, Net, Objective, Outputs, Selection, Spec
+from limbeck.contracts import Batch, Course, Facts, Net, Objective, Outputs, Selection, Spec, Unembedding
 from limbeck.data.batches import Batches
 from limbeck.engine import shared
 from limbeck.engine.capture import (
@@ -30,7 +30,6 @@ from limbeck.engine.seeds import generator
 from limbeck.engine.state import load_variable_state, module_hash
 from limbeck.errors import ConfigError, NonFiniteError, ShapeError
 from limbeck.nets.taps import core
-from limbeck.nets.unembedding import Unembedding
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.fit_together import has_teacher, named
 from limbeck.scenarios.selected import Selected
