@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100  # the label of a position that does not count
+DRAWN = "drawn"  # the mark of a written token: the log-probability with which it was drawn
 LITTLE = 1e-4  # what a position that does not count adds to the length: the divisor of those behind the end
 
 

@@ -26,13 +26,14 @@ from limbeck.engine.state import value_hash
 from limbeck.errors import ConfigError
 from limbeck.nets.causal_lm import CausalLM, check_packing
 from limbeck.nets.language_models import load_model
+from limbeck.scenarios.answers import answered
 from limbeck.scenarios.course import Lessons, facts_of
 from limbeck.scenarios.exposures import Reader, exposures
 from limbeck.scenarios.fit_together import check_objectives, has_teacher, named
 from limbeck.scenarios.judging import judged
 from limbeck.scenarios.pair import Pair, constants, hashes
 from limbeck.scenarios.selected import Selected
-from limbeck.scenarios.written import Writing, Written
+from limbeck.scenarios.written import Writing, Written, model_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,9 @@ class Language(Scenario):
         teacher_epochs: epochs of a teacher that learns; None = as many as the student's.
         teacher_optim: its optimiser; None = the student's.
         writing: what part of the training texts a network writes itself; None = none.
+        answers: prompts of the test part that are answered, at most, evenly spread over it, where the texts
+            have prompts; 0 = none.
+        answer_tokens: tokens of an answer, at most.
     """
 
     epochs: int = 1
@@ -62,22 +66,26 @@ class Language(Scenario):
     teacher_epochs: int | None = None
     teacher_optim: Optim | None = None
     writing: Writing | None = None
+    answers: int = 16
+    answer_tokens: int = 64
 
     def __post_init__(self) -> None:
         for name in ("epochs", "epoch_steps", "batch_size", "eval_batch_size", "eval_rows", "teacher_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: allowed are values of at least 1")
+        if self.answers < 0 or self.answer_tokens < 1:
+            raise ConfigError(
+                f"answers is {self.answers} of {self.answer_tokens} tokens: allowed are numbers from 0, of "
+                "at least 1 token each"
+            )
 
     def check(self, recipe: Any) -> None:
         """Preflight: texts, tokenizers, and whether both networks read text."""
         check_texts(recipe)
         check_cache(recipe)
         teacher_writes = self.writing is not None and self.writing.by == "teacher"
-        if teacher_writes and not has_teacher(recipe):
-            raise ConfigError(
-                "scenario.writing.by is teacher but teacher is none: name one, or let the student write"
-            )
+        check_writing(self.writing, recipe)
         if not teacher_writes:  # else the teacher is heard through its texts
             check_objectives(recipe)
         tokens = Tokens(recipe)
@@ -166,6 +174,8 @@ class Language(Scenario):
             if canaries:
                 draws = pair.run.generator("exposure")
                 found["exposure"] = exposures(desk.readers(), canaries, draws)
+            for who, figures in desk.answered().items():
+                found[who] = (found[who] or {}) | figures
             return found
 
         found: dict[str, Any] = pair.run.once("evaluation", compute)
@@ -208,6 +218,21 @@ def check_cache(recipe: Any) -> None:
             raise ConfigError(
                 f"objective.{name}.temperature is {heat}, but the teacher's top tokens are known at 1 alone: "
                 "set it to 1, or engine.cache_top_k to null"
+            )
+
+
+def check_writing(writing: Writing | None, recipe: Any) -> None:
+    """Raise where texts cannot be written, or are not, though an objective learns from them."""
+    taught = writing is not None and (writing.by == "teacher" or writing.teacher_mix > 0)
+    if taught and not has_teacher(recipe):
+        raise ConfigError(
+            "scenario.writing has the teacher write but teacher is none: name one, or let the student write"
+        )
+    for name, objective in named(recipe).items():
+        if getattr(objective, "on_policy", False) and (writing is None or writing.by == "teacher"):
+            raise ConfigError(
+                f"objective {name} learns from texts that the student writes, but scenario.writing names none: "
+                "set it to {by: student, share: 1}"
             )
 
 
@@ -373,6 +398,18 @@ class Desk:
         own, other = self.tokens.tokenizer, self.tokens.other or self.tokens.tokenizer
         return {who: (net, own if who == "student" else other) for who, net in self.pair.nets().items()}
 
+    def answered(self) -> dict[str, dict[str, Any]]:
+        """Figures of what both networks answer to prompts of the test part; empty where there are none."""
+        asked = [document for document in self.tokens.splits.test.documents if document.prompt]
+        places = evenly(self.plan.answers, len(asked)).tolist()
+        found = answered(
+            self.readers(), [asked[place] for place in places], tokens=self.plan.answer_tokens,
+            template=self.recipe.data.reading.template, batch_size=self.plan.eval_batch_size,
+        )  # fmt: skip
+        if places and not found:
+            self.run.warn("no prompt of the test leaves room for an answer: lower scenario.answer_tokens")
+        return found
+
     def source(self, batches: TokenBatches, selection: Selection | None = None) -> Source:
         """The batches of a stage: those that were selected, as many to an epoch as the scenario says."""
         steps = self.plan.epoch_steps
@@ -383,10 +420,10 @@ class Desk:
     def written(self, plan: Writing, source: Source) -> Written:
         """``source`` with texts that a network writes."""
         nets = self.pair.nets()
-        (model,) = [part.network for part in nets[plan.by].modules() if isinstance(part, CausalLM)]
         return Written(
-            plan, source, self.learning.rows, model, self.run, eos=self.tokens.spec.special.get("eos"),
-            batch_size=self.plan.batch_size,
+            plan, source, self.learning.rows, model_of(nets[plan.by]), self.run,
+            eos=self.tokens.spec.special.get("eos"), batch_size=self.plan.batch_size,
+            teacher=model_of(nets["teacher"]) if plan.teacher_mix else None,
         )  # fmt: skip
 
     def teacher_key(self) -> dict[str, Any]:

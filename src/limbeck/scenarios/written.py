@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import log
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,12 @@ from limbeck.data.tokens import UNCOUNTED, Rows, batch_of
 from limbeck.engine.fit import Source
 from limbeck.engine.run import Run
 from limbeck.errors import ConfigError
-from limbeck.nets.generation import Sampling, generate
+from limbeck.losses.on_policy import DRAWN
+from limbeck.nets.causal_lm import CausalLM
+from limbeck.nets.generation import Sampling, drawn
 
 _SHARE = 307  # purpose of the draw whether a batch is written
+Told = Sequence[tuple[int, float]]  # tokens, each with the probability that it was drawn with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +40,15 @@ class Writing:
         temperature: of the draws; 0 = the most probable token.
         top_k: draw among so many tokens; 0 = all.
         top_p: draw among the most probable tokens that hold this mass; 1 = all.
+        teacher_mix: share α in [0, 1) of the teacher in the law that a student draws from, so that it does
+            not learn to please by texts that no one writes; MiniLLM has 0.2.
 
     Raises:
         ConfigError: a field out of its range, or a student's texts that are to be kept.
 
     Source: λ: Agarwal et al. (GKD), ICLR 2024 (arXiv 2306.13649), algorithm 1. The kept texts of a teacher
-    with the labels alone are sequence-level KD: Kim and Rush, EMNLP 2016 (arXiv 1606.07947).
+    with the labels alone are sequence-level KD: Kim and Rush, EMNLP 2016 (arXiv 1606.07947). α: Gu et al.
+    (MiniLLM), ICLR 2024 (arXiv 2306.08543), section 2.2.
     """
 
     share: float = 0.5
@@ -52,6 +59,7 @@ class Writing:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    teacher_mix: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -62,6 +70,10 @@ class Writing:
                 raise ConfigError(f"{name} is {value}: allowed are values of at least 1")
         if self.replays is not None and self.by == "student":
             raise ConfigError("replays keeps a teacher's texts, but by is student: set replays to null")
+        if not 0 <= self.teacher_mix < 1:
+            raise ConfigError(f"teacher_mix is {self.teacher_mix}: allowed are shares from 0, below 1")
+        if self.teacher_mix and self.by == "teacher":
+            raise ConfigError("teacher_mix is of a student's texts, but by is teacher: set teacher_mix to 0")
         self.sampling()
 
     def sampling(self) -> Sampling:
@@ -69,10 +81,117 @@ class Writing:
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
+def model_of(net: nn.Module) -> Any:
+    """The causal language model of transformers within a network."""
+    (found,) = [part.network for part in net.modules() if isinstance(part, CausalLM)]
+    return found
+
+
+class Texts(nn.Module):
+    """Rows of tokens that a network wrote, in buffers, so that a checkpoint has them.
+
+    Attributes:
+        ids: what is read [N, T].
+        following: what is to be said [N, T]: the written tokens, ``UNCOUNTED`` elsewhere.
+        drawn: the log-probability [N, T] that each of them was drawn with.
+    """
+
+    ids: Tensor
+    following: Tensor
+    drawn: Tensor
+
+    def __init__(self, count: int, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.register_buffer("ids", torch.zeros((count, length), dtype=torch.int64))
+        self.register_buffer("following", torch.full((count, length), UNCOUNTED))
+        self.register_buffer("drawn", torch.zeros(count, length))
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.ids.zero_()
+        self.following.fill_(UNCOUNTED)
+        self.drawn.zero_()
+
+    def put(self, row: int, prompt: Sequence[int], told: Told) -> None:
+        """Let ``row`` be a prompt with what was written behind it, as far as there is room."""
+        text = torch.tensor([*prompt, *(token for token, _ in told)])[: self.length + 1]
+        place = slice(len(prompt) - 1, len(text) - 1)
+        self.ids[row, : len(text) - 1] = text[:-1]
+        self.following[row, place] = text[len(prompt) :]
+        chances = [log(chance) if chance > 0 else -torch.inf for _, chance in told]
+        self.drawn[row, place] = torch.tensor(chances[: len(text) - len(prompt)])
+
+    def rows(self, prompts: Rows, index: Tensor, part: slice = slice(None)) -> Rows:
+        """The texts of ``part`` as rows; their prompts are from the rows ``index`` of ``prompts``."""
+        return Rows(
+            name=prompts.name, ids=self.ids[part].cpu(), following=self.following[part].cpu(), segments=None,
+            domain=prompts.domain[index], domains=prompts.domains, marks={DRAWN: self.drawn[part].cpu()},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A network that continues the beginnings of rows.
+
+    Attributes:
+        model: the network.
+        length: T, tokens of a row.
+        prompt: tokens at the beginning of a row that are kept, where it has no prompt.
+        eos: the token that ends a text; None = there is none.
+        batch_size: texts that are written together.
+        sampling: how tokens are drawn.
+        other: a second network and its share in what is drawn from; None = there is none.
+    """
+
+    model: Any
+    length: int
+    prompt: int
+    eos: int | None
+    batch_size: int
+    sampling: Sampling = field(default_factory=Sampling)
+    other: tuple[Any, float] | None = None
+
+    def prompt_of(self, rows: Rows, row: int) -> list[int]:
+        """What is kept of a row: the prompt, or its first tokens."""
+        counted = int((rows.following[row] != UNCOUNTED).nonzero()[0])
+        kept = counted + 1 if counted else self.prompt
+        found: list[int] = rows.ids[row, : min(kept, self.length - 1)].tolist()
+        return found
+
+    def continued(
+        self, prompts: Sequence[Sequence[int]], generator: torch.Generator, keys: Sequence[int]
+    ) -> list[Told]:
+        """What the network writes behind each prompt; a ``key`` stands for the draws of one text."""
+        found: list[Told] = [[] for _ in prompts]
+        by_room: dict[int, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            by_room.setdefault(self.length + 1 - len(prompt), []).append(place)
+        root = generator.get_state()
+        for room, places in by_room.items():
+            generator.set_state(root)
+            told = drawn(
+                self.model, [prompts[place] for place in places], max_new_tokens=room,
+                eos=() if self.eos is None else (self.eos,), sampling=self.sampling, generator=generator,
+                keys=[keys[place] for place in places], batch_size=self.batch_size, other=self.other,
+            )  # fmt: skip
+            for place, text in zip(places, told, strict=True):
+                found[place] = text
+        return found
+
+    def write(self, texts: Texts, rows: Rows, index: Tensor, generator: torch.Generator) -> None:
+        """Fill ``texts`` with continuations of the rows ``index`` [N]."""
+        prompts = [self.prompt_of(rows, int(row)) for row in index]
+        told = self.continued(prompts, generator, range(len(prompts)))
+        for row, (prompt, text) in enumerate(zip(prompts, told, strict=True)):
+            texts.put(row, prompt, text)
+
+
 class Written(nn.Module):
     """Batches of which some are written when they are asked for.
 
-    What was written ahead is held in buffers: a resumed run learns from the same texts.
+    What was written ahead is held in buffers: a resumed run learns from the same texts. Each token that was
+    written carries the mark ``DRAWN``.
 
     Args:
         plan: what is written.
@@ -81,35 +200,36 @@ class Written(nn.Module):
         model: the network that writes.
         run: gives the draws.
         eos: the token that ends a text; None = there is none.
+        batch_size: rows of a batch.
+        teacher: the network that ``plan.teacher_mix`` is the share of.
 
     Attributes:
-        ids: texts [lag * batch, T] that were written at once.
-        following: their next tokens, or ``UNCOUNTED``.
+        texts: [lag * batch, T], written at once.
         begun: epoch and step that they were written for.
     """
 
-    ids: Tensor
-    following: Tensor
     begun: Tensor
 
     def __init__(
         self, plan: Writing, source: Source, rows: Rows, model: Any, run: Run, *, eos: int | None,
-        batch_size: int,
+        batch_size: int, teacher: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.plan, self.source, self.rows, self.run, self.eos = plan, source, rows, run, eos
-        self.model = (model,)  # unregistered: it is the scenario's
-        self.batch_size, self.length = batch_size, rows.ids.shape[1]
-        if plan.prompt >= self.length:
-            raise ConfigError(f"prompt is {plan.prompt} but rows have {self.length} tokens: keep fewer")
+        length = rows.ids.shape[1]
+        self.plan, self.source, self.rows, self.run, self.batch_size = plan, source, rows, run, batch_size
+        if plan.prompt >= length:
+            raise ConfigError(f"prompt is {plan.prompt} but rows have {length} tokens: keep fewer")
         if rows.prompts and rows.segments is not None:
             raise ConfigError(
                 "data.pack puts several prompts into a row, of which one is continued: set it to false"
             )
-        self.kept: dict[tuple[int, int], list[int]] = {}  # a frozen teacher's: they can be written again
-        shape = (plan.lag * batch_size, self.length)
-        self.register_buffer("ids", torch.zeros(shape, dtype=torch.int64))
-        self.register_buffer("following", torch.full(shape, UNCOUNTED))
+        other = (teacher, plan.teacher_mix) if plan.teacher_mix else None
+        self.writer = Writer(
+            model=model, length=length, prompt=plan.prompt, eos=eos, batch_size=plan.lag * batch_size,
+            sampling=plan.sampling(), other=other,
+        )  # fmt: skip
+        self.kept: dict[tuple[int, int], Told] = {}  # a frozen teacher's: they can be written again
+        self.texts = Texts(plan.lag * batch_size, length)
         self.register_buffer("begun", torch.full((2,), -1))
 
     @property
@@ -129,65 +249,35 @@ class Written(nn.Module):
         if self.begun.tolist() != [epoch, first]:
             self._write(epoch, first)
         at = (step - first) * self.batch_size
-        part = slice(at, at + len(batch.index))
-        rows = Rows(
-            name=self.rows.name, ids=self.ids[part].cpu(), following=self.following[part].cpu(),
-            segments=None, domain=self.rows.domain[batch.index], domains=self.rows.domains,
-        )  # fmt: skip
-        made = batch_of(rows, torch.arange(len(batch.index)))
-        return Batch(
-            inputs=made.inputs, labels=made.labels, index=batch.index, view=batch.view, rows=made.rows
-        )
+        count = len(batch.index)
+        rows = self.texts.rows(self.rows, batch.index, slice(at, at + count))
+        return replace(batch_of(rows, torch.arange(count)), index=batch.index, view=batch.view)
 
     def _write(self, epoch: int, first: int) -> None:
         """Write the texts of the steps ``first`` .. ``first + lag - 1`` with the weights of now."""
-        self.ids.zero_()
-        self.following.fill_(UNCOUNTED)
-        for place, batch in enumerate(islice(self.source.epoch(epoch, first), self.plan.lag)):
-            prompts = [self._prompt(int(row)) for row in batch.index]
-            for number, (prompt, told) in enumerate(
-                zip(prompts, self._continued(batch, prompts, epoch, first + place), strict=True)
-            ):
-                text = torch.tensor([*prompt, *told])[: self.length + 1]
-                row = place * self.batch_size + number
-                self.ids[row, : len(text) - 1] = text[:-1]
-                self.following[row, len(prompt) - 1 : len(text) - 1] = text[len(prompt) :]
+        self.texts.clear()
+        batches = islice(self.source.epoch(epoch, first), self.plan.lag)
+        rows = {
+            place * self.batch_size + number: int(row)
+            for place, batch in enumerate(batches)
+            for number, row in enumerate(batch.index)
+        }
+        prompts = {row: self.writer.prompt_of(self.rows, row) for row in rows.values()}
+        told = self._continued(rows, prompts, epoch, first)
+        for place, row in rows.items():
+            self.texts.put(place, prompts[row], told[place])
         self.begun.copy_(torch.tensor([epoch, first]))
 
-    def _prompt(self, row: int) -> list[int]:
-        """What is kept of a row: the prompt, or its first tokens."""
-        counted = int((self.rows.following[row] != UNCOUNTED).nonzero()[0])
-        kept = counted + 1 if counted else self.plan.prompt
-        return self.rows.ids[row, : min(kept, self.length - 1)].tolist()
-
-    def _continued(self, batch: Batch, prompts: list[list[int]], epoch: int, step: int) -> list[list[int]]:
-        """What the network writes behind each prompt."""
+    def _continued(
+        self, rows: dict[int, int], prompts: dict[int, list[int]], epoch: int, first: int
+    ) -> dict[int, Told]:
+        """What the network writes at each place behind the prompt of its row."""
         if self.plan.replays is None:
-            return self._generated(prompts, self.run.generator("written", epoch, step), None)
-        names = [(int(row), epoch % self.plan.replays) for row in batch.index]
-        new = [place for place, name in enumerate(names) if name not in self.kept]
-        rounds = self.run.generator("written", epoch % self.plan.replays)
-        told = self._generated([prompts[place] for place in new], rounds, [names[place][0] for place in new])
-        self.kept |= {names[place]: text for place, text in zip(new, told, strict=True)}
-        return [self.kept[name] for name in names]
-
-    def _generated(
-        self, prompts: list[list[int]], generator: torch.Generator, keys: list[int] | None
-    ) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in prompts]
-        by_room: dict[int, list[int]] = {}
-        for place, prompt in enumerate(prompts):
-            by_room.setdefault(self.length + 1 - len(prompt), []).append(place)
-        root = generator.get_state()
-        for room, places in by_room.items():
-            generator.set_state(root)
-            told = generate(
-                self.model[0], [prompts[place] for place in places], max_new_tokens=room,
-                eos=() if self.eos is None else (self.eos,), sampling=self.plan.sampling(),
-                generator=generator,
-                keys=places if keys is None else [keys[place] for place in places],
-                batch_size=self.batch_size,
-            )  # fmt: skip
-            for place, text in zip(places, told, strict=True):
-                found[place] = text
-        return found
+            draws = self.run.generator("written", epoch, first)
+            found = self.writer.continued([prompts[row] for row in rows.values()], draws, list(rows))
+            return dict(zip(rows, found, strict=True))
+        turn = epoch % self.plan.replays
+        new = [row for row in prompts if (row, turn) not in self.kept]
+        found = self.writer.continued([prompts[row] for row in new], self.run.generator("written", turn), new)
+        self.kept |= {(row, turn): text for row, text in zip(new, found, strict=True)}
+        return {place: self.kept[row, turn] for place, row in rows.items()}
