@@ -31,8 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def net(folder: Path, name: str) -> CausalLM:
-    found = CausalLM(load_model(small_texts.model(folder, name)))
-    return found
+    return CausalLM(load_model(small_texts.model(folder, name)))
 
 
 def asked(readers: Any, tokens: int = 6) -> dict[str, dict[str, Any]]:
@@ -100,7 +99,8 @@ def test_problems_of_gsm8k_are_judged_by_their_last_number(tmp_path: Path) -> No
     file = Path(os.environ.get("LIMBECK_DATA", "no folder")) / "gsm8k_1500x500.jsonl.gz"
     if not file.exists():
         pytest.skip("GSM8K: set LIMBECK_DATA to the folder that has gsm8k_1500x500.jsonl.gz")
-    entries = [json.loads(line) for line in gzip.open(file, "rt")][:40]
+    with gzip.open(file, "rt") as opened:
+        entries = [json.loads(line) for line in opened][:40]
     documents = [Document(entry["answer"], entry["question"][:30]) for entry in entries]
     own = (net(tmp_path, "one"), small_texts.tokenizer())
     found = answered({"student": own}, documents, tokens=3, template=False, batch_size=8)

@@ -231,8 +231,8 @@ def check_writing(writing: Writing | None, recipe: Any) -> None:
     for name, objective in named(recipe).items():
         if getattr(objective, "on_policy", False) and (writing is None or writing.by == "teacher"):
             raise ConfigError(
-                f"objective {name} learns from texts that the student writes, but scenario.writing names none: "
-                "set it to {by: student, share: 1}"
+                f"objective {name} learns from texts that the student writes, but scenario.writing names "
+                "none: set it to {by: student, share: 1}"
             )
 
 
