@@ -489,10 +489,21 @@ class Teacher(Network):
         """The data set that it is trained on in its own phase; None = the student's."""
         return None
 
+    def tells(self) -> int | None:
+        """Of how many of its most probable tokens a language model tells that others serve (``Outputs.top``);
+        None = of all."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Student(Network):
-    """Who learns."""
+    """Who learns.
+
+    Attributes:
+        needs_teacher: whether it is made of its teacher's weights, so that it needs one and reads its tokens.
+    """
+
+    needs_teacher: ClassVar[bool] = False
 
 
 class Course(Protocol):

@@ -7,7 +7,7 @@ weights, or under masks, which may be soft and then carry a gradient to the rout
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,8 +25,8 @@ from limbeck.losses.elastic import (
 )
 from limbeck.losses.reduction import full_precision
 from limbeck.nets.backbones import seeded
-from limbeck.nets.importance import decoder
-from limbeck.nets.slices import Cut, SharedWeights, parameter_count, whole
+from limbeck.nets.importance import decoder, evaluating
+from limbeck.nets.slices import Cut, SharedWeights, parameter_count, whole, without_weights
 
 ALIKE = 1e-4  # how far an all-ones mask may move an output, relative to the largest
 
@@ -134,6 +134,10 @@ class ElasticLM(SharedWeights):
         kept = (self.layer_ranks < sizes.layers).nonzero().flatten().tolist()
         return Cut(tuple(kept), sizes.hidden, sizes.ffn, sizes.heads, full.key_heads)
 
+    def check(self, sizes: Sizes) -> None:
+        """Raise ``ConfigError`` unless those sizes are a network that can be cut out."""
+        without_weights(self.network, self.cut(sizes))
+
     def option_masks(self, options: Options) -> dict[str, Tensor]:
         """By axis the nested masks of its options, [options, n] bool.
 
@@ -167,7 +171,7 @@ class ElasticLM(SharedWeights):
     def _check_masks(self) -> None:
         model: Any = self.network
         ids = torch.arange(4, device=self.layer_ranks.device)[None] % model.config.vocab_size
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.network):
             plain = model(input_ids=ids, use_cache=False).logits
             with masked(self.network, self.masks(self.full)):
                 ones = model(input_ids=ids, use_cache=False).logits
@@ -176,6 +180,21 @@ class ElasticLM(SharedWeights):
                 f"{type(self.network).__name__} gives something else under a mask of ones: its layers are "
                 "not those of the Llama family"
             )
+
+
+def rounded_options(elastic: ElasticLM, shares: Mapping[str, Sequence[float]]) -> Options:
+    """By axis the sizes next to ``shares`` of the parent's, rising, and at least 1.
+
+    Heads are in whole numbers for each key head.
+    """
+    full, keys = elastic.full, whole(elastic.network).key_heads
+    steps = {"heads": keys}
+
+    def counts(axis: str) -> tuple[int, ...]:
+        step, total = steps.get(axis, 1), getattr(full, axis)
+        return tuple(sorted({step * max(1, round(share * total / step)) for share in shares[axis]}))
+
+    return Options(**{axis: counts(axis) for axis in AXES})
 
 
 def active_rms_norm(x: Tensor, weight: Tensor, eps: float, mask: Tensor) -> Tensor:

@@ -66,9 +66,14 @@ def check_classes(classes: int) -> None:
 
 
 def check_objectives(recipe: Any) -> None:
-    """Raise if an objective lacks its teacher, or a teacher has no objective that listens to it."""
+    """Raise if an objective or the student lacks its teacher, or a teacher has no objective that listens."""
     needs = combine(named(recipe))
     if not has_teacher(recipe):
+        if getattr(recipe.student, "needs_teacher", False):
+            raise ConfigError(
+                f"the student is {type(recipe.student).__name__}, which is made of its teacher's weights, "
+                "but teacher is none: name one"
+            )
         wants = [name for name, o in named(recipe).items() if o.needs().teacher_logits or o.needs().teacher]
         if wants:
             raise ConfigError(
