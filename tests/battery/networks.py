@@ -17,12 +17,14 @@ from limbeck import registry
 from limbeck.contracts import Batch, Net, Spec, Student
 from limbeck.data.tokens import Rows, batch_of
 from limbeck.nets.backbones import InputSpec, VisionTransformer
+from limbeck.nets.search_space import SearchSpace
 from limbeck.students.llama import LlamaStudent
 from limbeck.students.mlp import MLPStudent
 
 SPEC = Spec(classes=6, tasks=2, channels=1, size=8)
 TEXT = Spec(classes=11, channels=0, size=7, special={"eos": 0, "pad": 0})
 LLAMA = LlamaStudent(layers=2, width=12, heads=2)
+SPACE = SearchSpace((1, 2), (8, 12), (2.0, 8 / 3), (1, 2))
 IMAGES = InputSpec(channels=1, size=8, mean=(0.5,), std=(0.5,))
 
 
@@ -80,8 +82,11 @@ def example(kind: str, name: str, folder: Path) -> Any:
     A choice that needs a field of another name fails here: add a part for it.
     """
     cls = registry.get(kind, name)
+    if cls is LlamaStudent:
+        return LLAMA
     if reads_text(cls):
-        return LLAMA if cls is LlamaStudent else cls(model=language_model(folder))
+        text = {"model": language_model(folder), "spaces": (SPACE,)}
+        return cls(**{f.name: text[f.name] for f in dataclasses.fields(cls) if f.name in text})
     trained = registry.get("teachers", "trained")
     parts = {
         "backbone": backbone(folder, "small"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,7 @@ class Chain(nn.Module):
     def __init__(self, taps: tuple[str, ...], width: int) -> None:
         super().__init__()
         self.taps, self.width = [tap.replace("-", "last") for tap in taps], width
+        self.config = SimpleNamespace(num_attention_heads=2)  # as transformers' models say it
         for tap in self.taps:
             at: nn.Module = self
             *above, last = tap.split(".")

@@ -100,6 +100,21 @@ def last_hidden(network: nn.Module, ids: Tensor, segments: Tensor | None = None)
     return found
 
 
+def language_model(teacher: Net) -> CausalLM:
+    """The language model that a teacher consists of.
+
+    Raises:
+        ConfigError: it is none, or several.
+    """
+    found = [part for part in teacher.modules() if isinstance(part, CausalLM)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"the teacher holds {len(found)} language models but the student is to be made of one: take "
+            "causal_lm, or trained with llama or causal_lm"
+        )
+    return found[0]
+
+
 def places(segments: Tensor) -> Tensor:
     """The place [B, T] of each token within its document, from 0.
 

@@ -103,6 +103,15 @@ def sandwich(space: SearchSpace, others: int, generator: torch.Generator) -> tup
     return (*ends, *(rest[place] for place in drawn))
 
 
+def drawn(space: SearchSpace, count: int, generator: torch.Generator) -> tuple[Architecture, ...]:
+    """``count`` distinct sub-networks, each as likely as the others: a step without the ends of a sandwich.
+
+    A space with fewer gives all it has.
+    """
+    every = space.architectures()
+    return tuple(every[place] for place in torch.randperm(len(every), generator=generator)[:count].tolist())
+
+
 def kept_layers(total: int, kept: int) -> tuple[int, ...]:
     """The layers of ``total`` that a sub-network of ``kept`` layers takes: floor(i · total / kept).
 
