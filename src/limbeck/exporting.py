@@ -72,7 +72,15 @@ class Answer(nn.Module):
 
 
 def test_images(recipe: Recipe, count: int = CHECKED) -> Tensor:
-    """The first ``count`` test images [count, C, H, W] of a recipe's data, as its student reads them."""
+    """The first ``count`` test images [count, C, H, W] of a recipe's data, as its student reads them.
+
+    Raises:
+        ConfigError: its student is a language model.
+    """
+    if recipe.student.reads_text():
+        raise ConfigError(
+            "the student is a language model, which is not written as ONNX: load student/ with transformers"
+        )
     form = inputs(recipe)
     images = Batches(
         load_data(recipe).test, batch_size=count, shuffle=False,

@@ -140,6 +140,7 @@ def test_features_of_tokens_can_be_matched(place: Path) -> None:
 def test_domains_have_figures_of_their_own(place: Path) -> None:
     two = (
         "data={name: python_texts, domains: [sums, names], shares: [0.1, 0.005], length: 24}",
+        "data.tokenizer=characters",
         "teacher={name: trained, network: {name: llama, layers: 1, width: 8, heads: 2}}",
     )
     for sets in (two, (*two, "scenario.eval_rows=12")):

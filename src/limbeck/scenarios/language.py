@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,13 +27,13 @@ from limbeck.errors import ConfigError
 from limbeck.nets.causal_lm import CausalLM, check_packing
 from limbeck.nets.language_models import load_model
 from limbeck.scenarios.answers import answered
-from limbeck.scenarios.course import Lessons, facts_of
+from limbeck.scenarios.course import Lessons, Watched, facts_of
 from limbeck.scenarios.exposures import Reader, exposures
 from limbeck.scenarios.fit_together import check_objectives, has_teacher, named
 from limbeck.scenarios.judging import judged
 from limbeck.scenarios.pair import Pair, constants, hashes
 from limbeck.scenarios.selected import Selected
-from limbeck.scenarios.written import Writing, Written, model_of
+from limbeck.scenarios.written import Writing, Written, model_of, writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class Language(Scenario):
             have prompts; 0 = none.
         answer_tokens: tokens of an answer, at most.
     """
+
+    scenario: ClassVar[str] = "language"
 
     epochs: int = 1
     epoch_steps: int | None = None
@@ -100,7 +102,7 @@ class Language(Scenario):
 
     def run(self, recipe: Any, run: Run) -> dict[str, Any]:
         """Train on the recipe's texts; returns the figures on their test part."""
-        desk = Desk(self, recipe, run)
+        desk = self.desk(recipe, run)
         pair = desk.pair
         if pair.learns:
             self.teach(pair, desk)
@@ -110,12 +112,21 @@ class Language(Scenario):
         pair.prepare(lessons)
         selection = recipe.selector.prepare(lessons)
         run.modules.add_module("selector", selection)
-        self.train(pair, desk, selection)
+        kept = self.train(pair, desk, selection)
         found = self.measure(pair, desk)
         return {
-            "recipe": recipe.name, "scenario": "language", "seed": run.seed, **desk.about(),
-            "protocol": self.protocol() | desk.protocol(), **found, **facts_of(selection), **pair.facts(),
+            "recipe": recipe.name, "scenario": self.scenario, "seed": run.seed, **desk.about(),
+            "protocol": self.protocol() | desk.protocol(), **found, **kept, **facts_of(selection),
+            **pair.facts(),
         }  # fmt: skip
+
+    def desk(self, recipe: Any, run: Run) -> Desk:
+        """The texts in batches, and the networks."""
+        return Desk(self, recipe, run)
+
+    def watches(self, desk: Desk) -> Callable[[Net, int], None] | None:
+        """What looks at the student behind each epoch, whose number it is given; None = nothing."""
+        return None
 
     def teach(self, pair: Pair, desk: Desk) -> None:
         """The stage ``teacher``: it learns the texts, or is taken from a run that taught it the same way."""
@@ -126,7 +137,7 @@ class Language(Scenario):
         book, reuse = shared.Teachers(pair.root, key), run.settings.reuse_teachers
         pair.teach(True)
         if not (reuse and book.take(run, "teacher", teacher)):
-            source = desk.source(desk.taught)
+            source = desk.source(desk.taught, steps=self.epoch_steps)
             run.meter.plan["teacher"] = source.steps * epochs
             fit(
                 run,
@@ -139,31 +150,43 @@ class Language(Scenario):
                 book.keep(teacher, run.seconds["teacher"])
         teacher.finish_task()
 
-    def train(self, pair: Pair, desk: Desk, selection: Selection) -> None:
-        """The stage ``train``; the teacher is asked once for each row where rows come again."""
+    def train(
+        self, pair: Pair, desk: Desk, selection: Selection | None, stage: str = "train"
+    ) -> dict[str, Any]:
+        """The student's training, in ``stage``; the teacher is asked once for each row where rows come again, or
+        where it is served. Returns what ``result.json`` says of the answers kept."""
         run, frozen = pair.run, constants(pair.nets())
-        source = desk.source(desk.learning, selection)
+        source = desk.source(desk.learning, selection, steps=self.epoch_steps)
         ask, captured = None, None
         if self.writing is not None:
             source = desk.written(self.writing, source)
             run.modules.add_module("writing", source)
-        if pair.teacher is not None:
+        if pair.teacher is not None and (selection is not None or pair.listens):
             pair.teach(False)
             frozen["teacher"] = pair.teacher
             rounds = source.steps * self.epochs / desk.learning.steps
-            again = rounds > 1 and self.writing is None  # what is written comes once
-            captured = pair.captured_teacher(desk.learning, math.ceil(rounds)) if again else None
+            fixed = self.writing is None  # what is written comes once
+            captured = pair.captured_teacher(desk.learning, math.ceil(rounds)) if fixed else None
             ask = pair.ask_live if captured is None else pair.remembered(captured)
-        pair.start("train", desk.learning.index, desk.learning.labels)
-        run.meter.plan["train"] = source.steps * self.epochs
+        pair.start(stage, desk.learning.index, desk.learning.labels)
+        run.meter.plan[stage] = source.steps * self.epochs
         turns = [Turn("student", pair.distillation(None, ask, selection), self.optim, frozen)]
-        lesson = selection.lesson()
+        lesson = None if selection is None else selection.lesson()
         if lesson is not None:
             turns.insert(0, Turn("selector", *lesson, {}))
-        fit(run, "train", turns, source, self.epochs)
+        watches = self.watches(desk)
+        watched = source if watches is None else Watched(source, watches, pair.student)
+        fit(run, stage, turns, watched, self.epochs)
+        if isinstance(watched, Watched):
+            watched.catch_up(self.epochs)
         pair.student.finish_task()
-        if captured is not None:
-            captured.delete()
+        if captured is None:
+            return {}
+        found = {}
+        if pair.top() is not None:
+            found["teacher_cache"] = run.once("teacher_cache", lambda: pair.left_out(captured, desk.learning))
+        captured.delete()
+        return found
 
     def measure(self, pair: Pair, desk: Desk) -> dict[str, Any]:
         """Figures of both networks, and of those within the student, over the tokens of the test part."""
@@ -210,14 +233,14 @@ def check_texts(recipe: Any) -> None:
 
 def check_cache(recipe: Any) -> None:
     """Raise where a teacher of whom the top tokens alone are kept is asked for more than that."""
-    if recipe.engine.cache_top_k is None:
+    if recipe.engine.cache_top_k is None and recipe.teacher.tells() is None:
         return
     for name, objective in named(recipe).items():
         heat = getattr(objective, "temperature", 1)
         if heat != 1 and not objective.needs().logits:
             raise ConfigError(
                 f"objective.{name}.temperature is {heat}, but the teacher's top tokens are known at 1 alone: "
-                "set it to 1, or engine.cache_top_k to null"
+                "set it to 1, or engine.cache_top_k to null and the teacher to one that is not served"
             )
 
 
@@ -227,6 +250,11 @@ def check_writing(writing: Writing | None, recipe: Any) -> None:
     if taught and not has_teacher(recipe):
         raise ConfigError(
             "scenario.writing has the teacher write but teacher is none: name one, or let the student write"
+        )
+    if taught and recipe.teacher.tells() is not None:
+        raise ConfigError(
+            "scenario.writing has the teacher write but it is served, and is asked for probabilities alone: "
+            "let the student write"
         )
     for name, objective in named(recipe).items():
         if getattr(objective, "on_policy", False) and (writing is None or writing.by == "teacher"):
@@ -375,10 +403,11 @@ class Desk:
         for part in self.pair.student.modules():
             if isinstance(part, CausalLM):
                 part.tokenizer = self.tokens.tokenizer  # what it is saved with
-        for net in self.pair.nets().values():
-            for part in net.modules():
-                if isinstance(part, CausalLM) and whole.segments is not None:
-                    check_packing(part)
+        if any(rows.segments is not None for rows in (whole, self.test_rows)):
+            for net in self.pair.nets().values():
+                for part in net.modules():
+                    if isinstance(part, CausalLM):
+                        check_packing(part)
 
     def _lessons(self, recipe: Any) -> TokenBatches | None:
         """The batches of a teacher that learns from texts of its own."""
@@ -396,23 +425,25 @@ class Desk:
     def readers(self) -> dict[str, Reader]:
         """Both networks with what they read texts by."""
         own, other = self.tokens.tokenizer, self.tokens.other or self.tokens.tokenizer
-        return {who: (net, own if who == "student" else other) for who, net in self.pair.nets().items()}
+        return {who: (net, own if who == "student" else other) for who, net in self.pair.here().items()}
 
     def answered(self) -> dict[str, dict[str, Any]]:
         """Figures of what both networks answer to prompts of the test part; empty where there are none."""
         asked = [document for document in self.tokens.splits.test.documents if document.prompt]
         places = evenly(self.plan.answers, len(asked)).tolist()
+        readers = {who: reader for who, reader in self.readers().items() if writes(reader[0])}
         found = answered(
-            self.readers(), [asked[place] for place in places], tokens=self.plan.answer_tokens,
+            readers, [asked[place] for place in places], tokens=self.plan.answer_tokens,
             template=self.recipe.data.reading.template, batch_size=self.plan.eval_batch_size,
         )  # fmt: skip
         if places and not found:
             self.run.warn("no prompt of the test leaves room for an answer: lower scenario.answer_tokens")
         return found
 
-    def source(self, batches: TokenBatches, selection: Selection | None = None) -> Source:
-        """The batches of a stage: those that were selected, as many to an epoch as the scenario says."""
-        steps = self.plan.epoch_steps
+    def source(
+        self, batches: TokenBatches, selection: Selection | None = None, *, steps: int | None = None
+    ) -> Source:
+        """The batches of a stage: those that were selected, ``steps`` of them to an epoch."""
         if selection is not None:
             return Selected(batches, selection, self.run, steps=steps)
         return batches if steps is None else Going(batches, steps)
