@@ -20,7 +20,7 @@ from limbeck.config import Recipe
 from limbeck.contracts import Net
 from limbeck.engine.run import Run
 from limbeck.engine.state import variable_state, write_atomically, write_json, write_text
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, ServiceError
 from limbeck.nets.backbones import read_weights
 from limbeck.nets.taps import core
 from limbeck.report.card import write_card
@@ -118,6 +118,8 @@ def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Re
     try:
         with Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session:
             return finish(folder, session, recipe.scenario.run(recipe, session), recipe)
+    except ServiceError as error:
+        raise ServiceError(f"{error}; its answers are kept: go on with limbeck resume {folder}") from error
     finally:
         torch.set_num_threads(threads)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from limbeck.errors import Interrupted, LimbeckError
+from limbeck.errors import Interrupted, LimbeckError, ServiceError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 Sets = Annotated[tuple[str, ...], Parameter(name="--set", negative=())]
+
+CODES: dict[type[LimbeckError], int] = {ServiceError: 75, Interrupted: 130}  # 75: sysexits' "try later"
 
 app = App(
     name="limbeck",
@@ -257,7 +259,8 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 2 something the user can mend, 130 interrupted and resumable."""
+    """Run one command and exit: 0 done, 2 something the user can mend; resumable: 75 where a server does not
+    answer, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
@@ -265,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (LimbeckError, CycloptsError) as error:
         if debug:
             raise
-        _fail(str(error), 130 if isinstance(error, Interrupted) else 2)
+        _fail(str(error), next((code for kind, code in CODES.items() if isinstance(error, kind)), 2))
     except OSError as error:
         if debug:
             raise

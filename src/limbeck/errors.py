@@ -44,6 +44,10 @@ class GuardError(LimbeckError):
     """A run that would have finished and been wrong: a frozen weight moved, a parameter was orphaned."""
 
 
+class ServiceError(LimbeckError):
+    """A server that a run depends on does not answer; the run can be resumed."""
+
+
 class Interrupted(LimbeckError):
     """The user stopped the run; it can be resumed."""
 

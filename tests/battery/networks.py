@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tests.engine.small import backbone
+from tests.served_endpoint import NAME, Server
 from torch import nn
 
 from limbeck import registry
@@ -20,6 +23,7 @@ from limbeck.nets.backbones import InputSpec, VisionTransformer
 from limbeck.nets.search_space import SearchSpace
 from limbeck.students.llama import LlamaStudent
 from limbeck.students.mlp import MLPStudent
+from limbeck.teachers.served import Served, ServedLM
 
 SPEC = Spec(classes=6, tasks=2, channels=1, size=8)
 TEXT = Spec(classes=11, channels=0, size=7, special={"eos": 0, "pad": 0})
@@ -71,6 +75,14 @@ def language_model(folder: Path) -> str:
     return str(place)
 
 
+@functools.cache
+def served(model: str) -> str:
+    """The address of a server of a language model, there until the tests end."""
+    server = Server(model)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.url
+
+
 def reads_text(cls: type) -> bool:
     """Whether a choice's networks read text."""
     return "TextInput" in str(inspect.signature(cls.input_spec).return_annotation)  # type: ignore[attr-defined]
@@ -84,6 +96,9 @@ def example(kind: str, name: str, folder: Path) -> Any:
     cls = registry.get(kind, name)
     if cls is LlamaStudent:
         return LLAMA
+    if cls is Served:
+        model = language_model(folder)
+        return Served(url=served(model), model=NAME, tokenizer_name=model, k=TEXT.classes)
     if reads_text(cls):
         text = {"model": language_model(folder), "spaces": (SPACE,)}
         return cls(**{f.name: text[f.name] for f in dataclasses.fields(cls) if f.name in text})
@@ -133,6 +148,11 @@ def batch(net: Net | None = None, count: int = 5) -> Batch:
 
 
 def is_language_model(net: Net) -> bool:
+    return isinstance(net, ServedLM) or has_layers(net)
+
+
+def has_layers(net: Net) -> bool:
+    """Whether it is a language model that is here, not one that is asked elsewhere."""
     return any(hasattr(part, "unembedding") for part in net.modules())
 
 

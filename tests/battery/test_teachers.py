@@ -88,7 +88,7 @@ def test_what_does_not_learn_stays_in_evaluation_mode(net: Net) -> None:
 @every
 def test_cached_outputs_cannot_be_told_from_live_ones(net: Net) -> None:
     taps = ("blocks.-1",) if hasattr(net, "backbone") else ()
-    taps = ("model.layers.-1",) if networks.is_language_model(net) else taps
+    taps = ("model.layers.-1",) if networks.has_layers(net) else taps
     live, given = said(net, taps), batch(net)
     if live.unembedding is None:
         back = outputs_of(rows_of(live))

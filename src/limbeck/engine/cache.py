@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from limbeck.engine.state import file_hash, reason, value_hash, write_json
-from limbeck.errors import CacheError
+from limbeck.errors import CacheError, LimbeckError
 
 Rows = Mapping[str, Tensor]
 IN_MEMORY_BYTES = 512 * 2**20
@@ -122,18 +122,22 @@ class Cache:
                 name: stack.enter_context(self._reopen(name, start * row_bytes(*form)))
                 for name, form in shapes.items()
             }
-            for chunk in chunks(start):
-                for name, values in chunk.items():
-                    stored = values.detach().cpu().contiguous()
-                    stored = stored.to(self.dtype) if stored.is_floating_point() else stored
-                    if name not in files:
-                        shapes[name] = (list(stored.shape[1:]), str(stored.numpy().dtype))
-                        files[name] = stack.enter_context(self._path(name).open("wb"))
-                    files[name].write(stored.numpy().data)
-                row += len(next(iter(chunk.values())))
-                if time.monotonic() - flushed > FLUSH_SECONDS:
-                    self._flush(files, shapes, row, complete=False)
-                    flushed = time.monotonic()
+            try:
+                for chunk in chunks(start):
+                    for name, values in chunk.items():
+                        stored = values.detach().cpu().contiguous()
+                        stored = stored.to(self.dtype) if stored.is_floating_point() else stored
+                        if name not in files:
+                            shapes[name] = (list(stored.shape[1:]), str(stored.numpy().dtype))
+                            files[name] = stack.enter_context(self._path(name).open("wb"))
+                        files[name].write(stored.numpy().data)
+                    row += len(next(iter(chunk.values())))
+                    if time.monotonic() - flushed > FLUSH_SECONDS:
+                        self._flush(files, shapes, row, complete=False)
+                        flushed = time.monotonic()
+            except LimbeckError:  # of what is asked: what it has said is kept
+                self._flush(files, shapes, row, complete=False)
+                raise
             self._flush(files, shapes, row, complete=True)
 
     def _reopen(self, name: str, size: int) -> IO[bytes]:

@@ -143,23 +143,31 @@ def token_rows(outputs: Outputs, batch: Batch, top: int | None = None) -> dict[s
     """What a language model said of a batch, [B, T, ...]: its hidden states, or its most probable tokens.
 
     Args:
-        outputs: with ``hidden`` [R, D] and ``unembedding``.
+        outputs: with ``hidden`` [R, D] and ``unembedding``, or with ``top``.
         batch: says where the R rows belong; what does not count is 0.
-        top: how many tokens; None = the hidden states, from which all follows.
+        top: how many tokens; None = the hidden states, from which all follows, or all tokens of ``top``.
 
     Raises:
         NonFiniteError: the model's answer to a row is no number.
     """
-    assert outputs.hidden is not None and outputs.unembedding is not None
-    if top is None:
+    if top is None and outputs.hidden is not None:
         found = {"hidden": outputs.hidden}
     else:
-        ids, shares = most_probable(outputs.hidden, outputs.unembedding, top)
+        ids, shares = _top(outputs, top)
         if not torch.isfinite(shares[:, 0]).all():
             raise NonFiniteError("the teacher's output is not finite: mend its weights, or name others")
         found = {"ids": ids.int(), "shares": shares}
     taps = {f"at_{tap}": value for tap, value in outputs.features.items()}
     return {name: _spread(values, batch) for name, values in found.items()} | taps
+
+
+def _top(outputs: Outputs, count: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``count`` most probable tokens [R, K] and their log-probabilities."""
+    if outputs.top is not None:
+        ids, shares = outputs.top
+        return ids[:, :count], shares[:, :count]
+    assert outputs.hidden is not None and outputs.unembedding is not None and count is not None
+    return most_probable(outputs.hidden, outputs.unembedding, count)
 
 
 def _spread(values: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -169,26 +177,31 @@ def _spread(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     return flat.index_copy_(0, batch.rows, values).reshape(*batch.inputs.shape, *values.shape[1:])
 
 
-def token_outputs(rows: Rows, batch: Batch, head: Unembedding, *, project: bool = False) -> Outputs:
+def token_outputs(rows: Rows, batch: Batch, head: Unembedding | int, *, project: bool = False) -> Outputs:
     """The inverse of ``token_rows`` for the rows of ``batch``.
 
     Args:
-        head: the last layer of the model that was asked.
+        head: the last layer of the model that was asked; of one that is served, how many tokens it has.
         project: whether logits are asked for; those of tokens that were left out share what is left.
     """
     taps = {name.removeprefix("at_"): value for name, value in rows.items() if name.startswith("at_")}
-    if "hidden" in rows:
+    if not isinstance(head, int) and "hidden" in rows:
         hidden = batch.counted(rows["hidden"]).to(head.weight.dtype)
         logits = head.logits(hidden) if project else hidden.new_empty(len(hidden), 0)
         return Outputs(logits=logits, hidden=hidden, unembedding=head, features=taps)
     ids, shares = batch.counted(rows["ids"]).long(), batch.counted(rows["shares"]).float()
     logits = shares.new_empty(len(shares), 0)
     if project:
-        left = torch.log1p(-shares.exp().sum(1).clamp(max=1 - 1e-6))
-        width = len(head.weight)
-        known = {"rest": left - math.log(max(width - ids.shape[1], 1)), "classes": ids, "top": shares}
-        logits = lengthened(known, width)
+        logits = probable_logits(ids, shares, head if isinstance(head, int) else len(head.weight))
     return Outputs(logits=logits, top=(ids, shares), features=taps)
+
+
+def probable_logits(ids: torch.Tensor, shares: torch.Tensor, width: int) -> torch.Tensor:
+    """Logits [R, width]: the tokens ``ids`` [R, K] have their log-probabilities ``shares``, and the others
+    share what is left."""
+    left = torch.log1p(-shares.exp().sum(1).clamp(max=1 - 1e-6))
+    known = {"rest": left - math.log(max(width - ids.shape[1], 1)), "classes": ids, "top": shares}
+    return lengthened(known, width)
 
 
 @torch.no_grad()

@@ -150,11 +150,11 @@ class Distillation(nn.Module):
         found: dict[str, Tensor] = {}
         taught = self.taught(batch)
         if taught is not None:
-            found["the teacher's output"] = _main(taught)
-        return found | {f"the {learner}'s output": _main(self.student(batch, taps=(), teacher=taught))}
+            found["the teacher's output"] = main_of(taught)
+        return found | {f"the {learner}'s output": main_of(self.student(batch, taps=(), teacher=taught))}
 
 
-def _main(outputs: Outputs) -> Tensor:
+def main_of(outputs: Outputs) -> Tensor:
     """What an answer consists of in the first place."""
     if outputs.hidden is not None:
         return outputs.hidden

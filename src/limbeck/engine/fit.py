@@ -22,7 +22,7 @@ from limbeck.engine.guards import (
 )
 from limbeck.engine.optim import Optim, learned, trainable_groups
 from limbeck.engine.run import Run
-from limbeck.errors import GuardError, NonFiniteError
+from limbeck.errors import GuardError, NonFiniteError, ServiceError
 
 
 class Source(Protocol):
@@ -112,6 +112,7 @@ def fit(
     Raises:
         NonFiniteError: a loss term is NaN or infinite; a checkpoint from before that step is written.
         GuardError: a frozen part changed, or a parameter is orphaned.
+        ServiceError: a served teacher does not answer; a checkpoint from before that step is written.
         Interrupted: the user asked to stop; the run can be resumed.
     """
     start = run.enter(stage, turns)
@@ -140,6 +141,11 @@ def fit(
                     run.save(stage, turns, epoch, place, step)
                 where = f"{stage}, epoch {epoch}, step {step}"
                 raise NonFiniteError(f"{where}: {error}{why}") from None
+            except ServiceError:
+                if step and not terms:
+                    before.restore()
+                    run.save(stage, turns, epoch, place, step)
+                raise
             step += 1
             run.after_step(stage, turns, at, terms, place + 1, time.perf_counter() - began)
     for turn in turns:

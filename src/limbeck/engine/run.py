@@ -165,9 +165,12 @@ class Run:
         due = time.monotonic() - self._saved > self.settings.checkpoint_seconds
         if due or self.stop.is_set():
             self.save(stage, turns, at.epoch, batch, at.step + 1)
+        self.heed(f"in {stage} at step {at.step + 1}")
+
+    def heed(self, where: str) -> None:
+        """Raise ``Interrupted`` if the user asked to stop; what is needed to go on must be on disk."""
         if self.stop.is_set():
-            where = f"{stage} at step {at.step + 1}"
-            raise Interrupted(f"stopped in {where}; continue with: limbeck resume {self.folder}")
+            raise Interrupted(f"stopped {where}; continue with: limbeck resume {self.folder}")
 
     def leave(self, stage: str, turns: Sequence[Turn]) -> None:
         """Mark ``stage`` done and save."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,14 @@ def judged(pair: Pair, test: TokenBatches) -> Figures:
     nested = pair.student.nested()
     nets = pair.nets() | {name: part.net for name, part in nested.items()}
     said, near = answers(pair, nets, test)
-    spent, learning = cost(pair, nets, test), pair.trainable()
+    here = {who: net for who, net in nets.items() if who != "teacher" or who in pair.here()}
+    spent, learning = cost(pair, here, test), pair.trainable()
     found: Figures = {"teacher": None, "fidelity": near.get("student"), "paths": {}}
-    found |= {who: said[who] for who in pair.nets()}
+    found |= {who: said[who] for who in pair.nets() if who in said}
     found["cost"] = {"teacher": None} | {
         who: {"parameters": spent[who]["parameters"], "trainable": learning[who], **spent[who]}
         for who in pair.nets()
+        if who in spent
     }
     if nested:
         found["nested"] = {
@@ -46,7 +49,10 @@ def judged(pair: Pair, test: TokenBatches) -> Figures:
 def answers(
     pair: Pair, nets: Mapping[str, Net], test: TokenBatches
 ) -> tuple[dict[str, Figures], dict[str, Figures]]:
-    """Each network's figures over the tokens of ``test``, and how near each is to the teacher, by name."""
+    """Each network's figures over the tokens of ``test``, and how near each is to the teacher, by name.
+
+    A served teacher has no figures of its own.
+    """
     said: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
     near: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
     for net in nets.values():
@@ -57,7 +63,8 @@ def answers(
         with autocast(pair.run):
             given = {who: net(read[who]) for who, net in nets.items()}
         for who, answer in given.items():
-            said[who].append(token_figures.told(answer, read[who], test.labels[batch.index]))
+            if answer.top is None:
+                said[who].append(token_figures.told(answer, read[who], test.labels[batch.index]))
             if who != "teacher" and "teacher" in given and batch.other is None:
                 near[who].append(token_figures.compared(answer, given["teacher"]))
     return (
@@ -76,11 +83,7 @@ def cost(pair: Pair, nets: Mapping[str, Net], test: TokenBatches) -> dict[str, F
     found: dict[str, Figures] = {}
     for who, net in nets.items():
         read = pair.told(batch) if who == "teacher" else batch
-
-        def answer(net: Net = net, read: Batch = read) -> Tensor:
-            outputs: Outputs = net(read)
-            assert outputs.hidden is not None and outputs.unembedding is not None
-            return outputs.unembedding.logits(outputs.hidden)
+        answer = partial(all_logits, net, read)
 
         found[who] = {
             "parameters": costs.parameters(net),
@@ -88,3 +91,10 @@ def cost(pair: Pair, nets: Mapping[str, Net], test: TokenBatches) -> dict[str, F
             "latency_ms": costs.latency(answer),
         }
     return found
+
+
+def all_logits(net: Net, batch: Batch) -> Tensor:
+    """The logits [R, V] of a language model, whoever reads them."""
+    outputs: Outputs = net(batch)
+    assert outputs.hidden is not None and outputs.unembedding is not None
+    return outputs.unembedding.logits(outputs.hidden)

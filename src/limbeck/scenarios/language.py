@@ -256,6 +256,11 @@ def check_writing(writing: Writing | None, recipe: Any) -> None:
             "scenario.writing has the teacher write but it is served, and is asked for probabilities alone: "
             "let the student write"
         )
+    if taught and recipe.teacher.tells() is not None:
+        raise ConfigError(
+            "scenario.writing has the teacher write but it is served, and is asked for probabilities alone: "
+            "let the student write"
+        )
     for name, objective in named(recipe).items():
         if getattr(objective, "on_policy", False) and (writing is None or writing.by == "teacher"):
             raise ConfigError(

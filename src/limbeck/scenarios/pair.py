@@ -10,7 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch, Course, Facts, Net, Objective, Outputs, Selection, Spec, Unembedding
+from limbeck.contracts import (
+    Batch,
+    Course,
+    Facts,
+    Net,
+    Objective,
+    Outputs,
+    Selection,
+    Spec,
+    Teacher,
+    Unembedding,
+)
 from limbeck.data.batches import Batches
 from limbeck.engine import shared
 from limbeck.engine.capture import (
@@ -23,7 +34,7 @@ from limbeck.engine.capture import (
     token_outputs,
     token_rows,
 )
-from limbeck.engine.distillation import Ask, Distillation, combine
+from limbeck.engine.distillation import Ask, Distillation, combine, main_of
 from limbeck.engine.fit import Source, autocast
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
@@ -54,6 +65,7 @@ class Pair:
         order: where a teacher was trained before on the data set's own class numbers: that number of each
             of the student's classes; None = both number alike.
         tokens: how many the student knows, where the teacher reads the same ones; None = it does not.
+        tells: of how many of its most probable tokens a served teacher tells; None = it is not served.
     """
 
     tokens: int | None = None
@@ -65,6 +77,7 @@ class Pair:
         self.run, self.samples, self.recipe, self.spec = run, samples, recipe, spec
         self.order: Tensor | None = None
         self.objectives = named(recipe)
+        self.tells = recipe.teacher.tells() if isinstance(recipe.teacher, Teacher) else None
         self.needs = combine(self.objectives)
         self.root = shared.cache_root(run)
         self.teacher: Net | None
@@ -87,13 +100,37 @@ class Pair:
         self.learns = (
             [] if self.teacher is None else [p for p in self.teacher.parameters() if p.requires_grad]
         )
-        self.adapters = self._build_adapters(example.to(run.device))
+        self.example = example.to(run.device)
+        self.adapters = self._build_adapters(self.example)
         parts: dict[str, nn.Module] = {**self.nets(), "objectives": self.adapters}
         run.modules = nn.ModuleDict(parts if self.adapting is None else {**parts, "adapting": self.adapting})
+
+    @property
+    def listens(self) -> bool:
+        """Whether an objective reads what the teacher says."""
+        return self.needs.teacher_logits or bool(self.needs.teacher)
+
+    def succeed(self, student: Net, objectives: Mapping[str, Objective]) -> None:
+        """Let another student take the place of this one, to learn by ``objectives``.
+
+        Raises:
+            LimbeckError: they do not fit the networks.
+        """
+        self.student, self.objectives = student.to(self.run.device), dict(objectives)
+        self.needs = combine(self.objectives)
+        for net in self.nets().values():
+            project(net, self.needs.logits)
+        self.adapters = self._build_adapters(self.example)
+        self.run.modules.add_module("student", self.student)
+        self.run.modules.add_module("objectives", self.adapters)
 
     def nets(self) -> dict[str, Net]:
         """The networks by role."""
         return {"student": self.student} | ({} if self.teacher is None else {"teacher": self.teacher})
+
+    def here(self) -> dict[str, Net]:
+        """The networks that are built here, by role: all but a served teacher."""
+        return {who: net for who, net in self.nets().items() if who == "student" or self.tells is None}
 
     @torch.no_grad()
     def _build_adapters(self, example: Batch) -> nn.ModuleDict:
@@ -114,7 +151,7 @@ class Pair:
 
     def _check_answer(self, taught: Outputs, example: Batch) -> None:
         """Raise where what the teacher says in the dry run cannot be learnt from."""
-        answer = taught.logits if taught.hidden is None else taught.hidden
+        answer = main_of(taught)
         if not torch.isfinite(answer).all() and not torch.isnan(example.inputs).any():
             raise NonFiniteError(
                 "the teacher's output is not finite before any training: mend its weights, or name others"
@@ -275,9 +312,12 @@ class Pair:
         return WithQuery(chosen, Captured(self.root, lambda: key, batches, ask, device=self.run.device))
 
     def captured_teacher(self, batches: Replayable, epochs: int) -> Captured | None:
-        """The teacher's outputs on disk, where that pays: views replayed fewer times than epochs."""
+        """The teacher's outputs on disk, where that pays: views replayed fewer times than epochs, or a served
+        teacher, whose answers are kept should it stop."""
         teacher, settings, views = self.teacher, self.run.settings, batches.replays
-        if teacher is None or views is None or not settings.cache or views >= epochs:
+        if teacher is None or views is None or not settings.cache:
+            return None
+        if views >= epochs and self.tells is None:
             return None
         if self.student.reads_prompts:
             return None
@@ -290,6 +330,7 @@ class Pair:
             }  # fmt: skip
 
         def ask(batch: Batch) -> dict[str, Tensor]:
+            self.run.heed("while the teacher was asked")
             with autocast(self.run):
                 said = self.ask_live(self.with_query(batch))
             read = self.told(batch)
@@ -300,24 +341,37 @@ class Pair:
 
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
         folder = self.run.folder / "cache"
-        size = CHUNK if self.dry[1].hidden is None else batches.batch_size  # a row of text is far more
+        size = CHUNK if self.dry[0].hidden is None else batches.batch_size  # a row of text is far more
         return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype, size=size)
 
     def _report_rest(self, rows: Mapping[str, Tensor], batch: Batch) -> None:
         """Log how much of the teacher's probability, at temperature 1, a shortened cache leaves out."""
-        kept = self.top()
-        if batch.rows is None:
-            rest = rows["rest"] + math.log(self.classes - (kept or 0))
-            share = (rest - torch.logaddexp(rest, rows["top"].logsumexp(1))).exp()
-        else:
-            share = 1 - batch.counted(rows["shares"]).exp().sum(1)
+        share = self._rest(rows, batch)
         self.run.log(
             "teacher_shortened",
-            kept=kept,
+            kept=self.top(),
             classes=self.classes,
             samples=len(share),
             spread=float(share.mean()),
         )
+
+    def _rest(self, rows: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The probability that shortened rows leave out, for each sample or token that counts."""
+        if batch.rows is not None:
+            return 1 - batch.counted(rows["shares"]).exp().sum(1)
+        rest = rows["rest"] + math.log(self.classes - (self.top() or 0))
+        return (rest - torch.logaddexp(rest, rows["top"].logsumexp(1))).exp()
+
+    def left_out(self, captured: Captured, batches: Replayable) -> dict[str, float]:
+        """What a cache of the teacher's most probable tokens lacks, for ``result.json``.
+
+        Returns:
+            ``kept`` of ``tokens`` tokens, and the mean ``left_out`` over what counts of the probability of
+            the others, in [0, 1], at temperature 1.
+        """
+        seen = batches.in_order(batches.batch_size).epoch(0)
+        share = torch.cat([self._rest(captured(batch), self.told(batch)) for batch in seen])
+        return {"kept": self.top() or 0, "tokens": self.classes, "left_out": float(share.double().mean())}
 
     def remembered(self, captured: Captured) -> Ask:
         """A teacher that answers from what was captured."""
@@ -329,16 +383,19 @@ class Pair:
 
         return ask
 
-    def head(self) -> Unembedding:
-        """The last layer of a teacher that is a language model, for tokens that the student has too."""
+    def head(self) -> Unembedding | int:
+        """The last layer of a teacher that is a language model, for tokens that the student has too; of one
+        that is served, how many tokens it has."""
         assert self.teacher is not None
+        if self.tells is not None:
+            return self.spec.classes
         head = head_of(self.teacher)
         return head if self.tokens is None else head.first(self.tokens)
 
     def top(self) -> int | None:
         """How many logits of the teacher are kept; None = all."""
-        kept = self.run.settings.cache_top_k
-        return None if kept is None or kept >= self.classes else kept
+        told = [count for count in (self.run.settings.cache_top_k, self.tells) if count is not None]
+        return None if not told or min(told) >= self.classes else min(told)
 
     def _caches(self, batches: Batches) -> bool:
         return self.run.settings.cache and batches.replays is not None

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from limbeck.contracts import Batch, Outputs
 from limbeck.errors import NonFiniteError
+from limbeck.losses.divergences import ForwardKL, ReverseKL
+from limbeck.losses.top_tokens import TopTokens, top_divergence
 from limbeck.metrics import accuracy, calibration
 
 CHUNK = 512  # rows whose probabilities are held at a time
@@ -39,8 +41,11 @@ def compared(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
 
     ``kl`` is KL(teacher || student) and ``reverse_kl`` the other one, in nats; ``same`` whether both find the
     same token most probable; ``acceptance`` the sum over tokens of the smaller probability: how often
-    speculative decoding would take the student's token.
+    speculative decoding would take the student's token. Of a served teacher all tokens that it does not tell
+    of are one outcome: both divergences are then lower bounds, and there is no ``acceptance``.
     """
+    if teacher.top is not None:
+        return _compared_to_top(student, TopTokens(*teacher.top))
     found: dict[str, list[Tensor]] = {"kl": [], "reverse_kl": [], "same": [], "acceptance": []}
     for own, other in zip(probabilities(student), probabilities(teacher), strict=True):
         width = min(own.shape[1], other.shape[1])
@@ -51,6 +56,18 @@ def compared(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
         found["reverse_kl"].append(-(own.exp() * gap).sum(1))
         found["same"].append((own.argmax(1) == other.argmax(1)).float())
         found["acceptance"].append(torch.minimum(own, other).exp().sum(1))
+    return {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
+
+
+def _compared_to_top(student: Outputs, teacher: TopTokens) -> dict[str, Tensor]:
+    found: dict[str, list[Tensor]] = {"kl": [], "reverse_kl": [], "same": []}
+    done = 0
+    for own in probabilities(student):
+        part = teacher[done : done + len(own)]
+        found["kl"].append(top_divergence(ForwardKL(), own, part, reduction="none"))
+        found["reverse_kl"].append(top_divergence(ReverseKL(), own, part, reduction="none"))
+        found["same"].append((own.argmax(1) == part.ids[:, 0]).float())
+        done += len(own)
     return {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
 
 
@@ -96,5 +113,4 @@ def between(values: Mapping[str, Tensor]) -> Figures:
         "agreement": 100 * float(values["same"].mean()),
         "kl": float(values["kl"].double().mean()),
         "reverse_kl": float(values["reverse_kl"].double().mean()),
-        "acceptance": float(values["acceptance"].double().mean()),
-    }
+    } | ({"acceptance": float(values["acceptance"].double().mean())} if "acceptance" in values else {})
