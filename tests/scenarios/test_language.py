@@ -71,9 +71,8 @@ def test_what_is_left_out_alone_makes_a_difference(place: Path) -> None:
     assert small_texts.tokenizer().vocab_size == 16, "15 of 16 tokens leave nothing to be spread"
     assert min(gaps[1], gaps[4]) > 1e-2
     assert gaps[15] < 1e-3
-    lines = small.lines(finished(place, "engine.cache_top_k=4"))
-    told = [line for line in lines if line["event"] == "teacher_shortened"]
-    assert told and all(line["kept"] == 4 and 0 < line["spread"] < 1 for line in told)
+    told = figures(finished(place, "engine.cache_top_k=4"))["teacher_cache"]
+    assert told["kept"] == 4 and told["tokens"] == 16 and 0 < told["left_out"] < 1
 
 
 def test_a_half_precision_cache_is_near(place: Path) -> None:

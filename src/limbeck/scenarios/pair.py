@@ -333,10 +333,11 @@ class Pair:
             self.run.heed("while the teacher was asked")
             with autocast(self.run):
                 said = self.ask_live(self.with_query(batch))
-            read = self.told(batch)
-            rows = rows_of(said, self.top()) if batch.rows is None else token_rows(said, read, self.top())
+            if batch.rows is not None:
+                return token_rows(said, self.told(batch), self.top())
+            rows = rows_of(said, self.top())
             if self.top() is not None:
-                self._report_rest(rows, read)
+                self._report_rest(rows)
             return rows
 
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
@@ -344,9 +345,10 @@ class Pair:
         size = CHUNK if self.dry[0].hidden is None else batches.batch_size  # a row of text is far more
         return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype, size=size)
 
-    def _report_rest(self, rows: Mapping[str, Tensor], batch: Batch) -> None:
+    def _report_rest(self, rows: Mapping[str, Tensor]) -> None:
         """Log how much of the teacher's probability, at temperature 1, a shortened cache leaves out."""
-        share = self._rest(rows, batch)
+        rest = rows["rest"] + math.log(self.classes - (self.top() or 0))
+        share = (rest - torch.logaddexp(rest, rows["top"].logsumexp(1))).exp()
         self.run.log(
             "teacher_shortened",
             kept=self.top(),
@@ -355,23 +357,17 @@ class Pair:
             spread=float(share.mean()),
         )
 
-    def _rest(self, rows: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The probability that shortened rows leave out, for each sample or token that counts."""
-        if batch.rows is not None:
-            return 1 - batch.counted(rows["shares"]).exp().sum(1)
-        rest = rows["rest"] + math.log(self.classes - (self.top() or 0))
-        return (rest - torch.logaddexp(rest, rows["top"].logsumexp(1))).exp()
-
     def left_out(self, captured: Captured, batches: Replayable) -> dict[str, float]:
-        """What a cache of the teacher's most probable tokens lacks, for ``result.json``.
+        """What a cache of a language model's most probable tokens lacks, for ``result.json``.
 
         Returns:
-            ``kept`` of ``tokens`` tokens, and the mean ``left_out`` over what counts of the probability of
-            the others, in [0, 1], at temperature 1.
+            ``kept`` of ``tokens`` tokens, and the mean ``left_out`` over the tokens that count of the
+            probability of the others, in [0, 1], at temperature 1.
         """
         seen = batches.in_order(batches.batch_size).epoch(0)
-        share = torch.cat([self._rest(captured(batch), self.told(batch)) for batch in seen])
-        return {"kept": self.top() or 0, "tokens": self.classes, "left_out": float(share.double().mean())}
+        kept = torch.cat([self.told(batch).counted(captured(batch)["shares"]).exp().sum(1) for batch in seen])
+        left_out = 1 - float(kept.double().mean())
+        return {"kept": self.top() or 0, "tokens": self.classes, "left_out": left_out}
 
     def remembered(self, captured: Captured) -> Ask:
         """A teacher that answers from what was captured."""
