@@ -47,6 +47,11 @@ TEXTS = (
 # What a scenario asks of the small recipe; without phases of its own a teacher comes trained.
 PLANS = {
     "language": ("epochs: 2, batch_size: 8, optim: {lr: 0.01}", *TEXTS),
+    "teacher_hacking": (
+        "epochs: 2, epoch_steps: 4, batch_size: 4, texts: 12, prompts: 6, prompt: 4, evaluations: 3, "
+        "oracle: {name: llama, layers: 1, width: 8, heads: 2}, optim: {lr: 0.01}, eval_rows: 6",
+        *TEXTS,
+    ),
     "continual": (LEARNT, "scenario.tasks=2", "teacher.prompts.pool=2", "student.prompts.pool=2"),
     "self_distillation": (LEARNT, ALONE, "student.prompts.pool=2", "student.kd_prompts=null"),
     "kernel_self_distillation": ("generations: 9", ALONE, "student={name: kernel_ridge}", SQUARED),

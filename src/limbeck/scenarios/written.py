@@ -87,6 +87,22 @@ def model_of(net: nn.Module) -> Any:
     return found
 
 
+def writes(net: nn.Module) -> bool:
+    """Whether a network holds such a model; a served one holds none."""
+    return any(isinstance(part, CausalLM) for part in net.modules())
+
+
+def check_prompts(prompt: int, rows: Rows) -> None:
+    """Raise ``ConfigError`` where ``rows`` have no beginnings of ``prompt`` tokens that can be continued."""
+    length = rows.ids.shape[1]
+    if prompt >= length:
+        raise ConfigError(f"prompt is {prompt} but rows have {length} tokens: keep fewer")
+    if rows.prompts and rows.segments is not None:
+        raise ConfigError(
+            "data.pack puts several prompts into a row, of which one is continued: set it to false"
+        )
+
+
 class Texts(nn.Module):
     """Rows of tokens that a network wrote, in buffers, so that a checkpoint has them.
 
@@ -217,12 +233,7 @@ class Written(nn.Module):
         super().__init__()
         length = rows.ids.shape[1]
         self.plan, self.source, self.rows, self.run, self.batch_size = plan, source, rows, run, batch_size
-        if plan.prompt >= length:
-            raise ConfigError(f"prompt is {plan.prompt} but rows have {length} tokens: keep fewer")
-        if rows.prompts and rows.segments is not None:
-            raise ConfigError(
-                "data.pack puts several prompts into a row, of which one is continued: set it to false"
-            )
+        check_prompts(plan.prompt, rows)
         other = (teacher, plan.teacher_mix) if plan.teacher_mix else None
         self.writer = Writer(
             model=model, length=length, prompt=plan.prompt, eos=eos, batch_size=plan.lag * batch_size,
