@@ -332,7 +332,8 @@ def _baseline(name: str, labels: Sequence[str], groups: Sequence[Sequence[Run]])
 
 def _shown(results: Sequence[Mapping[str, Any]]) -> tuple[Figure, ...]:
     """Every figure that some run has, in the order of the house."""
-    found = {figure.path: figure for result in results for figure in figures.figures_of(result)}
+    found = {f.path: f for result in results for f in figures.figures_of(result)}
+    found |= {f.path: f for result in results for f in figures.nested_figures(result)}
     order = [f.path for f in figures.figures_of(max(results, key=lambda r: len(figures.figures_of(r))))]
     return tuple(found[path] for path in [*order, *(p for p in found if p not in order)])
 

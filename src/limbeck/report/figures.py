@@ -168,6 +168,10 @@ OF_PATHS = (ACCURACY, AGREEMENT, KL, NLL, ECE)
 """What is said of each path of a teacher that has several."""
 
 
+OF_NESTED = (NLL, KL, COST[0])
+"""What is said of each network that was cut out of the student."""
+
+
 def forgetting(definition: str, meaning: str = "") -> Figure:
     """Forgetting by one of the field's definitions, in points of accuracy."""
     return Figure(
@@ -202,9 +206,35 @@ def paths_of(result: Mapping[str, Any]) -> list[dict[str, str]]:
         return []
     main = {**(result.get("teacher") or {}), **(result.get("fidelity") or {})}
     return [
-        {"path": name} | {f.label: f.text(found.get(f.path.rpartition(".")[2])) for f in OF_PATHS}
+        {"path": name} | {f.label: f.text(found.get(_last(f))) for f in OF_PATHS}
         for name, found in {"main": main, **others}.items()
     ]
+
+
+def nested_figures(result: Mapping[str, Any]) -> tuple[Figure, ...]:
+    """The figures of each network that was cut out of the student."""
+    return tuple(
+        replace(f, path=f"nested.{name}.{f.path.replace('student.', '', 1)}", label=f"{name}, {f.label}")
+        for name in result.get("nested") or {}
+        for f in OF_NESTED
+    )
+
+
+def nested_of(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The networks that were cut out of the student, as text: how large and how good each is.
+
+    Empty where the student holds none.
+    """
+    return [
+        {"network": name, COST[0].label: COST[0].text(found["cost"]["parameters"])}
+        | {f.label: f.text(({**found, **(found.get("fidelity") or {})}).get(_last(f))) for f in OF_PATHS}
+        for name, found in (result.get("nested") or {}).items()
+    ]
+
+
+def _last(figure: Figure) -> str:
+    """The figure's own name, without whose it is."""
+    return figure.path.rpartition(".")[2]
 
 
 def headline_of(result: Mapping[str, Any]) -> Figure:

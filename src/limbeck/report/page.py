@@ -63,6 +63,7 @@ def page(run: Run) -> str:
         reliability=_reliability(result),
         calibration=_versus(result, CALIBRATION),
         paths=figures.paths_of(result),
+        nested=figures.nested_of(result),
         selection=_selection(result),
         curves=curves,
         shares=share_charts(run),

@@ -27,7 +27,10 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
     blocks: list[RenderableType] = [_title(result), Text(), _figures(result, task)]
     paths = figures.paths_of(result)
     if paths:
-        blocks += [Text(), Text("the teacher's paths", style="bold"), _paths(paths)]
+        blocks += [Text(), Text("the teacher's paths", style="bold"), _rows(paths)]
+    nested = figures.nested_of(result)
+    if nested:
+        blocks += [Text(), Text("networks within the student", style="bold"), _rows(nested)]
     if cost:
         blocks += [Text(), _figures(result, cost)]
     protocol = figures.protocol_lines(result.get("protocol") or {})
@@ -79,11 +82,14 @@ def _figures(result: Mapping[str, Any], rows: Sequence[Figure]) -> Table:
     return table
 
 
-def _paths(paths: Sequence[Mapping[str, str]]) -> Table:
+def _rows(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Rows of one table, their names to the left."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in paths[0]:
-        table.add_column("" if name == "path" else name, justify="left" if name == "path" else "right")
-    for row in paths:
+    first, *others = rows[0]
+    table.add_column("" if first == "path" else first)
+    for name in others:
+        table.add_column(name, justify="right")
+    for row in rows:
         table.add_row(*row.values())
     return table
 
