@@ -150,11 +150,13 @@ class Language(Scenario):
                 book.keep(teacher, run.seconds["teacher"])
         teacher.finish_task()
 
-    def train(
-        self, pair: Pair, desk: Desk, selection: Selection | None, stage: str = "train"
-    ) -> dict[str, Any]:
-        """The student's training, in ``stage``; the teacher is asked once for each row where rows come again, or
-        where it is served. Returns what ``result.json`` says of the answers kept."""
+    def train(self, pair: Pair, desk: Desk, selection: Selection) -> dict[str, Any]:
+        """The student's training; returns what ``result.json`` says of it."""
+        return self.distil(pair, desk, selection, "train")
+
+    def distil(self, pair: Pair, desk: Desk, selection: Selection | None, stage: str) -> dict[str, Any]:
+        """A stage of the student; the teacher is asked once for each row where rows come again, or where it
+        is served. Returns what ``result.json`` says of the answers kept."""
         run, frozen = pair.run, constants(pair.nets())
         source = desk.source(desk.learning, selection, steps=self.epoch_steps)
         ask, captured = None, None
@@ -250,11 +252,6 @@ def check_writing(writing: Writing | None, recipe: Any) -> None:
     if taught and not has_teacher(recipe):
         raise ConfigError(
             "scenario.writing has the teacher write but teacher is none: name one, or let the student write"
-        )
-    if taught and recipe.teacher.tells() is not None:
-        raise ConfigError(
-            "scenario.writing has the teacher write but it is served, and is asked for probabilities alone: "
-            "let the student write"
         )
     if taught and recipe.teacher.tells() is not None:
         raise ConfigError(

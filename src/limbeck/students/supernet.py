@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ class SupernetStudent(Student):
     search the student answers as the largest sub-network of the last sub-space.
 
     Attributes:
+        needs_teacher: it is made of its teacher's weights.
         spaces: K sub-spaces of the teacher, as ``{layers, hidden, ratio, heads}`` with rising values.
         others: M, random sub-networks of a step besides the largest and the smallest.
         ends: whether the largest and the smallest are in each step; else as many more are drawn.
@@ -40,6 +41,8 @@ class SupernetStudent(Student):
     Differs: the K super networks learn in the same steps. They share no weight, so that this is as if one
     learnt after the other, unless the optimiser clips the gradient of all.
     """
+
+    needs_teacher: ClassVar[bool] = True
 
     spaces: tuple[SearchSpace, ...]
     others: int = 2
@@ -95,6 +98,7 @@ class SupernetLM(Net):
         network: the super network of the last sub-space.
         before: those of the sub-spaces before it.
         learning: the sub-networks of the step by name; the first is the main answer.
+        chosen: the sub-network that it answers as when it does not learn.
     """
 
     keeps_teacher = True
@@ -104,6 +108,7 @@ class SupernetLM(Net):
         super().__init__()
         self.choice, self.seed = choice, seed
         self.network: CausalLM
+        self.chosen = Place(len(choice.spaces) - 1, choice.spaces[-1].largest)
         self.start_step(Progress())
 
     def attach_teacher(self, teacher: Net) -> None:
@@ -139,14 +144,9 @@ class SupernetLM(Net):
     def forward(self, batch: Batch, taps: tuple[str, ...] = (), teacher: Outputs | None = None) -> Outputs:
         """What follows each token that counts; while it learns, as each sub-network of the step says."""
         if not self.training:
-            return self.within(self.largest, batch, taps)
+            return self.within(self.chosen, batch, taps)
         said = {name: self.within(place, batch, taps) for name, place in self.learning.items()}
         return replace(said.pop(next(iter(said))), subnets=said)
-
-    @property
-    def largest(self) -> Place:
-        """The largest sub-network of the last sub-space."""
-        return Place(len(self.choice.spaces) - 1, self.choice.spaces[-1].largest)
 
     def candidates(self) -> tuple[Place, ...]:
         """All sub-networks of all sub-spaces."""
@@ -184,5 +184,5 @@ class SupernetLM(Net):
         return found
 
     def save(self, folder: Path) -> bool:
-        """Write the largest sub-network, which it answers as."""
-        return self.cut_out(self.largest).save(folder)
+        """Write the sub-network that it answers as."""
+        return self.cut_out(self.chosen).save(folder)
