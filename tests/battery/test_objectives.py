@@ -37,7 +37,7 @@ def batch(objective: Objective, order: Tensor | None = None) -> Batch:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(BATCH, 3, 4, 4, generator=generator)
     labels = torch.randint(CLASSES, (BATCH,), generator=generator)
-    marks = {"privacy": torch.linspace(0, 1, BATCH)[order]}
+    marks = {"privacy": torch.linspace(0, 1, BATCH)[order], "drawn": torch.linspace(-3, -1, BATCH)[order]}
     rows = torch.arange(BATCH) if reads_text(objective) else None
     if rows is not None:
         inputs = labels[:, None]
