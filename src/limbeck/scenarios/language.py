@@ -293,6 +293,11 @@ class Tokens:
         same = other is None or vocabulary_hash(other) == vocabulary_hash(self.tokenizer)
         self.other = None if same else other
         aligned = any(getattr(objective, "aligns", False) for objective in recipe.objective)
+        if self.other is not None and recipe.student.needs_teacher:
+            raise ConfigError(
+                f"data.tokenizer has {len(self.tokenizer)} tokens, but the student is made of its teacher's "
+                f"weights and reads that one's {len(other)}: set it to null"
+            )
         if self.other is not None and not aligned:
             raise ConfigError(
                 f"teacher and student read different tokens ({len(other)} and {len(self.tokenizer)}): "

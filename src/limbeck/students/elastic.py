@@ -41,6 +41,8 @@ from limbeck.nets.elastic import (
 from limbeck.nets.importance import Importance, rank_layers, sort_by_importance, width_importance
 
 Order = Literal["importance", "random"]
+ROUNDING = 0.005
+"""A budget is met by so much more or less of the parameters: half of the percent that it is named by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +345,7 @@ def check_budgets(elastic: ElasticLM, plan: ElasticStudent, options: Options) ->
     if plan.sizes:
         for place, (sizes, budget) in enumerate(zip(plan.sizes, plan.budgets, strict=True)):
             elastic.check(sizes)
-            if share(elastic, sizes) > budget + 0.005:
+            if share(elastic, sizes) > budget + ROUNDING:
                 raise ConfigError(
                     f"sizes.{place} has {share(elastic, sizes):.3f} of the teacher's parameters but its "
                     f"budget is {budget}: make it smaller, or raise the budget"
@@ -352,7 +354,7 @@ def check_budgets(elastic: ElasticLM, plan: ElasticStudent, options: Options) ->
     ends = [Sizes(**{axis: end(getattr(options, axis)) for axis in AXES}) for end in (min, max)]
     least, most = (share(elastic, sizes) for sizes in ends)
     for budget in plan.budgets:
-        if not least <= budget <= most + 1e-9:
+        if not least - ROUNDING <= budget <= most + ROUNDING:
             raise ConfigError(
                 f"budgets has {budget} but the networks that the router can choose have {least:.3f} to "
                 f"{most:.3f} of the teacher's parameters: change it, or give other shares of hidden, ffn, "
