@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Unit = Literal["%", "points", "nats", "ms", "count", "share"]
+Unit = Literal["%", "points", "nats", "bits", "ms", "count", "share", "times"]
 
 # A list of the protocol is printed up to here; the whole of it stands in result.json.
 LONGEST = 20
@@ -20,7 +20,8 @@ class Figure:
     Attributes:
         path: where it stands, dotted, for example ``student.forgetting.cdl``.
         label: what it is called.
-        unit: ``%`` and ``points`` count 0..100, ``share`` 0..1, ``nats`` the natural logarithm.
+        unit: ``%`` and ``points`` count 0..100, ``share`` 0..1, ``nats`` the natural logarithm, ``bits`` that
+            to base 2; ``times`` is a factor.
         meaning: one sentence.
         better: whether more or less of it is better; empty where neither is.
     """
@@ -47,16 +48,20 @@ class Figure:
 
 
 def lookup(tree: Mapping[str, Any], path: str) -> Any:
-    """What stands at the dotted ``path``, of which a name may hold dots itself; None where nothing does."""
+    """What stands at the dotted ``path``, whose names may hold dots themselves; None where nothing does."""
     if path in tree:
         return tree[path]
-    first, _, rest = path.partition(".")
-    inner = tree.get(first)
-    return lookup(inner, rest) if isinstance(inner, Mapping) and rest else None
+    parts = path.split(".")
+    for cut in range(1, len(parts)):
+        inner = tree.get(".".join(parts[:cut]))
+        found = lookup(inner, ".".join(parts[cut:])) if isinstance(inner, Mapping) else None
+        if found is not None:
+            return found
+    return None
 
 
 def number(value: float | None, unit: Unit) -> str:
-    """A value with its unit: ``78.4 %``, ``2.1 points``, ``0.034``, ``1.2 M``; ``-`` for None."""
+    """A value with its unit: ``78.4 %``, ``2.1 points``, ``0.034``, ``7.3 bits``, ``1.2 M``; ``-``: None."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -68,6 +73,10 @@ def number(value: float | None, unit: Unit) -> str:
             return f"{value:z.1f}"
         case "ms":
             return f"{value:.3g} ms"
+        case "bits":
+            return f"{value:z.1f} bits"
+        case "times":
+            return f"{value:.2f}" if value < 1000 else f"{value:.3g}"
         case "count":
             return count(value)
         case "nats" | "share":
@@ -163,6 +172,71 @@ COST = (
     Figure("cost.student.latency_ms", "latency", "ms", "median time of one forward pass", "lower"),
 )
 
+PERPLEXITY = Figure(
+    "student.perplexity",
+    "perplexity",
+    "times",
+    "exp of the NLL: among how many equally likely tokens the student is as undecided",
+    "lower",
+)
+ACCEPTANCE = Figure(
+    "fidelity.acceptance",
+    "acceptance",
+    "share",
+    "sum over all tokens of the smaller probability: how often speculative decoding keeps a draft",
+    "higher",
+)
+EXPOSURE = Figure(
+    "exposure.student",
+    "exposure",
+    "bits",
+    "mean over the planted secrets of how far the student prefers them to others of their form",
+    "lower",
+)
+OF_TOKENS = (
+    PERPLEXITY,
+    replace(ACCURACY, meaning="share of the test tokens that the student finds the most probable"),
+    Figure(
+        "student.exact_match", "exact match", "%", "share of the prompts answered as they should be", "higher"
+    ),
+    Figure(
+        "student.rouge_l",
+        "ROUGE-L",
+        "share",
+        "longest common run of words with the right answer, F1",
+        "higher",
+    ),
+    replace(
+        AGREEMENT, meaning="share of the test tokens where student and teacher find the same most probable"
+    ),
+    Figure(
+        "fidelity.answer_agreement",
+        "agreement of answers",
+        "%",
+        "share of the prompts that student and teacher answer alike, right or wrong",
+        "higher",
+    ),
+    replace(KL, meaning="forward: from the teacher's to the student's next token"),
+    Figure(
+        "fidelity.reverse_kl",
+        "reverse KL",
+        "nats",
+        "from the student's to the teacher's next token: what the student says and the teacher would not",
+        "lower",
+    ),
+    ACCEPTANCE,
+    replace(ECE, meaning="mean distance, token by token, between confidence and accuracy over the bins"),
+    replace(NLL, meaning="mean negative log likelihood of the tokens that the texts have"),
+    EXPOSURE,
+    *(
+        replace(figure, meaning="for a row of tokens, forward, with all logits")
+        if figure.path.endswith("multiply_adds")
+        else figure
+        for figure in COST
+    ),
+)
+"""What is said of a language model, the task's figure first."""
+
 
 OF_PATHS = (ACCURACY, AGREEMENT, KL, NLL, ECE)
 """What is said of each path of a teacher that has several."""
@@ -181,6 +255,8 @@ def forgetting(definition: str, meaning: str = "") -> Figure:
 
 def of_teacher(figure: Figure) -> Figure:
     """The same figure of the teacher; what compares the two (agreement, KL, ranks, CKA) has none."""
+    if figure is EXPOSURE:
+        return replace(figure, path="exposure.teacher")
     return replace(
         figure, path=figure.path.replace("student.", "teacher.", 1).replace("fidelity.", "teacher.", 1)
     )
@@ -188,12 +264,36 @@ def of_teacher(figure: Figure) -> Figure:
 
 def figures_of(result: Mapping[str, Any]) -> tuple[Figure, ...]:
     """The figures that ``result`` holds, the task's first, then fidelity, calibration and cost."""
+    if of_text(result):
+        first, *others = OF_TOKENS
+        named = (first, *domains_of(result), *others)
+        return tuple(figure for figure in named if figure.of(result) is not None)
     definitions = lookup(result, "protocol.forgetting_definitions") or {}
     names = lookup(result, "student.forgetting") or {}
     lost = tuple(forgetting(name, str(definitions.get(name, ""))) for name in names)
     alike = (AGREEMENT, KL, RANKS, CKA)
     known = (ACCURACY, AVERAGE, INCREMENTAL, JUST_LEARNED, *lost, *alike, ECE, NLL, BRIER, SQUARED, *COST)
     return tuple(figure for figure in known if figure.of(result) is not None)
+
+
+def of_text(result: Mapping[str, Any]) -> bool:
+    """Whether ``result`` is of a language model."""
+    return PERPLEXITY.of(result) is not None
+
+
+def domains_of(result: Mapping[str, Any]) -> tuple[Figure, ...]:
+    """The perplexity on the texts of each domain, where there are several."""
+    names = lookup(result, "student.domain_perplexity") or {}
+    return tuple(
+        Figure(
+            f"student.domain_perplexity.{name}",
+            f"perplexity, {name}",
+            "times",
+            f"on texts of {name}",
+            "lower",
+        )
+        for name in names
+    )
 
 
 def paths_of(result: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -239,6 +339,8 @@ def _last(figure: Figure) -> str:
 
 def headline_of(result: Mapping[str, Any]) -> Figure:
     """The one figure that the scenario is about."""
+    if of_text(result):
+        return PERPLEXITY
     return AVERAGE if AVERAGE.of(result) is not None else ACCURACY
 
 
