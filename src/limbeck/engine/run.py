@@ -80,6 +80,7 @@ class Run:
         self._saved = time.monotonic()
         self._began = time.monotonic()
         self._facts: dict[str, Any] = {}
+        self._shown: set[str] = set()
         self.stage, self._earlier = "", 0.0
         self._teacher_seconds = self._teacher_before = self._spent_before = 0.0
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,8 +128,7 @@ class Run:
     def warn(self, text: str) -> None:
         """Log and show a warning."""
         self.log("warning", text=text)
-        if self.pending is None:
-            self.meter.note(f"warning: {text}")
+        self._show_once(text)
 
     # What ``fit`` asks of a run
 
@@ -216,9 +216,15 @@ class Run:
         small = [name for name, share in shares.items() if share < SMALL_SHARE]
         if len(shares) > 1 and small:
             text = f"under 1 % of the gradient: {', '.join(small)}"
-            self.warn(f"{self.stage}, {turn}, step {at.step}: {text}")
+            self.log("warning", text=f"{self.stage}, {turn}, step {at.step}: {text}")
+            self._show_once(f"{self.stage}, {turn}: {text}")
 
     # Inside
+
+    def _show_once(self, warning: str) -> None:
+        if self.pending is None and warning not in self._shown:
+            self._shown.add(warning)
+            self.meter.note(f"warning: {warning}")
 
     def _log_step(
         self, stage: str, turns: Sequence[Turn], at: Progress, terms: Mapping[str, Mapping[str, Tensor]]

@@ -17,6 +17,15 @@ CARD = "README.md"
 LONGEST = 20
 """So many classes are named."""
 
+TRANSFORMERS = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    'model = AutoModelForCausalLM.from_pretrained(".")',
+    'tokenizer = AutoTokenizer.from_pretrained(".")',
+    'text = tokenizer("The", return_tensors="pt").input_ids',
+    "print(tokenizer.decode(model.generate(text, max_new_tokens=20)[0]))",
+)
+
 
 def write_card(run_dir: str | Path) -> Path:
     """Write ``student/README.md`` of a finished run.
@@ -36,14 +45,14 @@ def card(run: Run) -> str:
     config = _read(run.folder / "student" / "config.json")
     onnx = _read(run.folder / "student" / "onnx.json")
     blocks = [
-        "\n".join(_front(config)),
+        "\n".join(_front(result, config)),
         f"# {run.name}",
         "\n".join(_opening(run, result)),
         "\n".join(["## Figures", "", *_figures(result)]),
         "\n".join(["## Protocol", "", *_protocol(result)]),
         "\n".join(["## Data", "", *_data(result, config)]),
         "\n".join(["## Teacher", "", *_teacher(run, result)]),
-        "\n".join(["## How to load it", "", *_loading(run, config, onnx)]),
+        "\n".join(["## How to load it", "", *_loading(run, result, config, onnx)]),
         "\n".join(["## Limits", "", *_limits(run, result)]),
         "\n".join(["## How it was made", "", *_making(run, result)]),
     ]
@@ -55,11 +64,15 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _front(config: Mapping[str, Any]) -> Iterator[str]:
+def _front(result: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     yield "---"
-    if "architecture" in config:
-        yield "library_name: timm"
-    yield from ("pipeline_tag: image-classification", "license: other", "metrics: [accuracy]")
+    if figures.of_text(result):
+        yield from ("library_name: transformers", "pipeline_tag: text-generation", "metrics: [perplexity]")
+    else:
+        if "architecture" in config:
+            yield "library_name: timm"
+        yield from ("pipeline_tag: image-classification", "metrics: [accuracy]")
+    yield "license: other"
     yield from ("tags: [limbeck, knowledge-distillation]", "---")
 
 
@@ -149,7 +162,12 @@ def _objective(choice: Any) -> str:
     return f"{choice.get('name')}{f' ({fields})' if fields else ''}"
 
 
-def _loading(run: Run, config: Mapping[str, Any], onnx: Mapping[str, Any]) -> Iterator[str]:
+def _loading(
+    run: Run, result: Mapping[str, Any], config: Mapping[str, Any], onnx: Mapping[str, Any]
+) -> Iterator[str]:
+    if figures.of_text(result):
+        yield from _loading_text(run)
+        return
     form = _form(config)
     if form:
         (channels, height, width), mean, std = form["input_size"], form["mean"], form["std"]
@@ -177,22 +195,42 @@ def _loading(run: Run, config: Mapping[str, Any], onnx: Mapping[str, Any]) -> It
         yield f"{onnx['samples']} test inputs; the largest logit there is {onnx['largest_logit']:.1f}."
 
 
+def _loading_text(run: Run) -> Iterator[str]:
+    yield from ("With transformers, from the folder that holds this file:", "", "```python", *TRANSFORMERS)
+    yield from ("```", "", "With limbeck, from the run's folder:", "", "```python", "import limbeck", "")
+    yield f'student = limbeck.load_student("{run.folder.name}")  # student.network is that of transformers'
+    yield "```"
+
+
 def _form(config: Mapping[str, Any]) -> Mapping[str, Any]:
     form: Mapping[str, Any] = config.get("pretrained_cfg") or config.get("images") or {}
     return form
 
 
 def _limits(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
-    yield f"- The figures are of the test split of {result.get('data')} and say nothing about other images."
+    what = "texts" if figures.of_text(result) else "images"
+    yield f"- The figures are of the test split of {result.get('data')} and say nothing about other {what}."
     yield "- They are of one seed; the interval is that of the test sample, not of seeds."
     if _taught(run):
         yield "- A student can take over its teacher's mistakes: agreement counts right and wrong answers."
     classes = lookup(result, "student.class_names") or []
     if classes:
         yield f"- It knows {len(classes)} classes and names one of them for any image."
+    if figures.of_text(result):
+        yield "- What it writes was not judged: it may be false, unkind, or word for word of its texts."
+        if result.get("exposure") is None:
+            yield "- How well it remembers single texts was not measured."
     yield "- Nothing was measured under shift, noise or attack, or for groups of people."
-    if lookup(run.recipe, "student.pretrained") or lookup(run.recipe, "student.backbone"):
+    if _pretrained(run.recipe):
         yield f"- It starts from weights of `{_named(run.recipe.get('student'))}`: their licence holds too."
+
+
+def _pretrained(recipe: Mapping[str, Any]) -> bool:
+    """Whether the student starts from weights that somebody else trained."""
+    student = recipe.get("student")
+    if not isinstance(student, Mapping):
+        return False
+    return bool(student.get("pretrained", student.get("name") == "causal_lm") or student.get("backbone"))
 
 
 def _making(run: Run, result: Mapping[str, Any]) -> Iterator[str]:

@@ -234,13 +234,16 @@ def bar_chart(
     )
 
 
-def reliability_chart(title: str, bins: Sequence[tuple[float, float, int]], css: str) -> Chart | None:
-    """Accuracy over confidence, both 0 to 1; dots grow with the share of images in their bin.
+def reliability_chart(
+    title: str, bins: Sequence[tuple[float, float, int]], css: str, what: str = "images"
+) -> Chart | None:
+    """Accuracy over confidence, both 0 to 1; dots grow with the share of samples in their bin.
 
     Args:
         title: what is shown.
         bins: (confidence, accuracy, count); empty bins are left out.
         css: the class of line and dots.
+        what: what is counted, in the plural.
     """
     filled = [b for b in bins if b[2] > 0]
     if not filled:
@@ -254,7 +257,7 @@ def reliability_chart(title: str, bins: Sequence[tuple[float, float, int]], css:
         Mark(
             x_scale(confidence),
             y_scale(accuracy),
-            f"confidence {confidence:.2f}, accuracy {accuracy:.2f}, {count} images",
+            f"confidence {confidence:.2f}, accuracy {accuracy:.2f}, {count} {what}",
             round(2.5 + 9 * math.sqrt(count / total), 1),
         )
         for confidence, accuracy, count in filled

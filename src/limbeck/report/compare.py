@@ -20,7 +20,15 @@ from limbeck.report.run import Run, finished, read_run
 
 CONFIDENCE = 0.95
 # Runs that differ in one of these answer different questions; other parts of the protocol are only noted.
-SAME_QUESTION = ("tasks", "sizes", "replay", "evaluated", "forgetting_definitions")
+SAME_QUESTION = (
+    "tasks",
+    "sizes",
+    "replay",
+    "evaluated",
+    "forgetting_definitions",
+    "vocabulary",
+    "test_tokens",
+)
 # What may differ between two seeds of one method, or changes no figure.
 NO_METHOD = {"seed", "name", "description", "versions", "baselines", "predicted"}
 MACHINE = {"engine.precision", "engine.compile", "engine.cache_dtype"}

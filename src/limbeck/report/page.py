@@ -61,14 +61,18 @@ def page(run: Run) -> str:
         by_task=_by_task(result),
         confusions=_confusions(result),
         reliability=_reliability(result),
-        calibration=_versus(result, CALIBRATION),
+        calibration=_versus(result, _named(result, CALIBRATION)),
+        domains=_versus(result, figures.domains_of(result)),
+        secrets=_secrets(result),
+        what=_what(result),
+        unit="row of tokens" if figures.of_text(result) else "image",
         paths=figures.paths_of(result),
         nested=figures.nested_of(result),
         selection=_selection(result),
         curves=curves,
         shares=share_charts(run),
-        warnings=[str(e["text"]) for e in run.of("warning")] + gaps,
-        cost=_versus(result, figures.COST),
+        warnings=[*run.warnings(), *gaps],
+        cost=_versus(result, _named(result, figures.COST)),
         stages=_stages(run),
         duration=figures.duration,
     )  # fmt: skip
@@ -109,6 +113,10 @@ def _subtitle(run: Run) -> list[str]:
 def _protocol(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The protocol, and the licence of the data, as pairs."""
     lines = figures.protocol_lines(result.get("protocol") or {})
+    kept = result.get("teacher_cache")
+    if kept:
+        text = f"{kept['kept']} of {kept['tokens']} tokens at each place; the others had a probability of "
+        lines.append(("kept of the teacher", f"{text}{kept['left_out']:.3f} in the mean"))
     licence = result.get("data_licence")
     return [*lines, ("licence of the data", str(licence))] if licence else lines
 
@@ -117,7 +125,7 @@ def _tiles(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The headline figures, each with its interval, its meaning and the teacher's value."""
     tiles = []
     for figure in figures.figures_of(result):
-        if figure.path.startswith("cost."):
+        if figure.path.startswith(("cost.", "student.domain_perplexity.")):
             continue
         if figure in (figures.NLL, figures.BRIER) and lookup(result, "student.accuracy_matrix"):
             continue
@@ -131,6 +139,22 @@ def _tiles(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return tiles
+
+
+def _secrets(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The planted secrets, one row each, with their exposure to both networks in bits."""
+    told = []
+    for canary in lookup(result, "exposure.canaries") or []:
+        bits = {who: figures.number(canary.get(who), "bits") for who in WHO}
+        most = figures.number(canary["at_most"], "bits")
+        told.append({"text": canary["format"], **bits, "at most": most, "found by": canary["method"]})
+    return told
+
+
+def _named(result: Mapping[str, Any], rows: Sequence[Figure]) -> list[Figure]:
+    """Those of ``rows`` that the result has, in the words that fit it."""
+    paths = [figure.path for figure in rows]
+    return [figure for figure in figures.figures_of(result) if figure.path in paths]
 
 
 def _versus(result: Mapping[str, Any], rows: Sequence[Figure]) -> list[dict[str, Any]]:
@@ -247,12 +271,17 @@ def _task_bounds(result: Mapping[str, Any]) -> list[int]:
     return [start for start, _ in pairwise(bounds) if start]
 
 
+def _what(result: Mapping[str, Any]) -> str:
+    """What is counted."""
+    return "tokens" if figures.of_text(result) else "images"
+
+
 def _reliability(result: Mapping[str, Any]) -> list[charts.Chart]:
     drawn = []
     for who in WHO:
         bins = lookup(result, f"{who}.reliability") or []
         table = [(b["confidence"], b["accuracy"], b["count"]) for b in bins]
-        drawn.append(charts.reliability_chart(f"Reliability of the {who}", table, who))
+        drawn.append(charts.reliability_chart(f"Reliability of the {who}", table, who, _what(result)))
     return [chart for chart in drawn if chart is not None]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 KINDS = (".png", ".svg", ".pdf")
 # The panels, where the runs have them.
 PANELS = (
+    figures.PERPLEXITY,
     figures.ACCURACY,
     figures.AVERAGE,
     figures.JUST_LEARNED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,17 @@ class Run:
     def of(self, kind: str) -> Iterator[Event]:
         """The events of one kind."""
         return (event for event in self.events if event.get("event") == kind)
+
+    def warnings(self) -> list[str]:
+        """The warnings; one that came again at other steps stands once, with how often it came."""
+        found: dict[str, list[str]] = {}
+        for event in self.of("warning"):
+            found.setdefault(re.sub(r", step \d+(?=:)", "", str(event["text"])), []).append(
+                str(event["text"])
+            )
+        return [
+            texts[0] if len(texts) == 1 else f"{text} ({len(texts)} times)" for text, texts in found.items()
+        ]
 
     def term_means(self) -> dict[str, dict[str, float]]:
         """The mean over the logged steps of each loss term, weighted as in the loss, by stage and term."""

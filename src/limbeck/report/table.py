@@ -58,7 +58,7 @@ def _rows(shown: Sequence[Figure]) -> Iterator[Sequence[Figure]]:
 def _kind(figure: Figure) -> str:
     """What a figure is about: task, forgetting, calibration, fidelity, cost."""
     who, _, name = figure.path.partition(".")
-    if figure in (figures.ECE, figures.NLL, figures.BRIER):
+    if figure.path in (figures.ECE.path, figures.NLL.path, figures.BRIER.path):
         return "calibration"
     return "forgetting" if name.startswith("forgetting") else who
 
