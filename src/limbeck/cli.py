@@ -125,6 +125,29 @@ def compare(
 
 
 @app.command
+def study(
+    runs: Annotated[tuple[Path, ...], Parameter(negative=())],
+    /,
+    *,
+    baseline: str,
+    figure: str = "student.accuracy",
+    as_json: Json = False,
+) -> None:
+    """Test what students of many sizes gain from a teacher, and what the gain goes with.
+
+    Args:
+        runs: Folders of finished runs, of the baseline and of distilled students, paired by size and seed.
+        baseline: The recipe of the students that learnt without a teacher.
+        figure: What is gained: a dotted path in result.json, where more is better.
+        as_json: Print the tests as JSON.
+    """
+    from limbeck.report.study import study as test
+
+    found = test(runs, baseline=baseline, figure=figure)
+    _print(found.data, found.text, as_json)
+
+
+@app.command
 def report(run: Path, /, *, as_json: Json = False) -> None:
     """Write a run's report page anew.
 

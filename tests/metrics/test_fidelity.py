@@ -81,3 +81,14 @@ def test_what_cannot_be_compared_is_named() -> None:
         fidelity.agreement(logits, logits, torch.zeros(2, 4))
     with pytest.raises(ShapeError, match=r"\[3\].*\[2\]"):
         fidelity.agreement_table(torch.zeros(3), torch.zeros(3), torch.zeros(2))
+
+
+def test_the_first_of_both_overlap() -> None:
+    teacher = torch.tensor([[5.0, 4, 3, 2, 1, 0, -1, -2]])
+    assert fidelity.top_overlap(teacher, teacher) == 100
+    assert fidelity.top_overlap(-teacher, teacher) == pytest.approx(40)  # 8 classes: 5 and 5 share 2
+    assert fidelity.top_overlap(-teacher, teacher, k=4) == 0
+    two = torch.tensor([[1.0, 0.0]])
+    assert fidelity.top_overlap(-two, two) == 0, "of two classes the first alone counts"
+    both, masked = torch.cat([teacher, -teacher]), torch.tensor([True, False])
+    assert fidelity.top_overlap(both, torch.cat([teacher, teacher]), mask=masked) == 100

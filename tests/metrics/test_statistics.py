@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from limbeck.errors import DataError
-from limbeck.metrics.statistics import Cell, anova, holm, improvements, spearman, t_above_zero
+from limbeck.metrics.statistics import (
+    Cell,
+    anova,
+    holm,
+    improvements,
+    mean_interval,
+    spearman,
+    t_above_zero,
+)
 
 seeds = st.integers(0, 2**31)
 chances = st.lists(st.floats(0, 1), min_size=1, max_size=9)
@@ -73,3 +81,10 @@ def test_gains_pair_cells_and_say_what_they_drop() -> None:
         assert improvements({one: 40.0, two: 41.0}, {one: 35.0, three: 50.0}) == {one: 5.0}
     with pytest.warns(UserWarning), pytest.raises(DataError, match="no cell"):
         improvements({one: 1.0}, {two: 1.0})
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    values = [1.0, 2.0, 4.0, 7.0]
+    wanted = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert mean_interval(values) == pytest.approx(wanted)
+    assert all(math.isnan(end) for end in mean_interval([3.0]))

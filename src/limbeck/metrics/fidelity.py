@@ -77,6 +77,33 @@ def agreement_table(student: Tensor, teacher: Tensor, gold: Tensor) -> Tensor:
     return 100 * counts.double().reshape(2, 2) / len(gold)
 
 
+def top_overlap(student: Tensor, teacher: Tensor, k: int = 5, mask: Tensor | None = None) -> float:
+    """Share of the teacher's ``k`` most probable classes that are among the student's ``k``, percent.
+
+    Where there are fewer classes, all but one count: all of them would always overlap.
+
+    Args:
+        student: logits [N, C] or [B, T, V]; C of at least 2.
+        teacher: logits of the same shape.
+        k: >= 1.
+        mask: True = counts, [N] or [B, T]; None = all.
+
+    Raises:
+        ShapeError: the shapes do not fit one another.
+        DataError: nothing counts.
+    """
+    _check(student, teacher, mask)
+    shares = top_shares(student, teacher, k)
+    return 100 * float((shares if mask is None else shares[mask.bool()]).double().mean())
+
+
+def top_shares(student: Tensor, teacher: Tensor, k: int = 5) -> Tensor:
+    """What ``top_overlap`` is the mean of: the share [...] in 0 .. 1 at each place, from logits [..., C]."""
+    k = max(min(k, student.shape[-1] - 1), 1)
+    own, other = (x.topk(k, -1).indices for x in (student, teacher))
+    return (own[..., None] == other[..., None, :]).any(-1).float().mean(-1)
+
+
 def predictive_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> float:
     """Mean KL(teacher ‖ student) of the class distributions at temperature 1, in nats.
 

@@ -26,6 +26,17 @@ class Outcome(NamedTuple):
     p: float
 
 
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of independent values [N] by Student's t; of one value alone NaN.
+
+    Source: Student 1908, Biometrika 6.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    spread = float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+    half = float(stats.t.ppf(0.5 + confidence / 2, max(len(found) - 1, 1))) * spread / len(found) ** 0.5
+    return float(found.mean()) - half, float(found.mean()) + half
+
+
 def t_above_zero(values: ArrayLike) -> Outcome:
     """Student's t of the mean against 0, one-sided: is it above?
 

@@ -55,10 +55,10 @@ def measure(
             found[who] |= last_figures(values, labels)
             found[who]["average_accuracy_interval"] = list(accuracy.average_interval(hits, totals))
     if "teacher" in logits:
-        found["fidelity"] = likeness(logits["student"], logits["teacher"])
+        found["fidelity"] = likeness(logits["student"], logits["teacher"], labels)
     for who in logits:
         if "/" in who:
-            found[who] |= likeness(logits["student"], logits[who])
+            found[who] |= likeness(logits["student"], logits[who], labels)
     return found
 
 
@@ -73,11 +73,20 @@ def last_figures(logits: Tensor, labels: Tensor) -> Figures:
     }
 
 
-def likeness(student: Tensor, teacher: Tensor) -> Figures:
-    """Agreement (percent), KL(teacher || student) in nats and rank correlation of predictions [N, C]."""
+def likeness(student: Tensor, teacher: Tensor, labels: Tensor) -> Figures:
+    """How near predictions [N, C] are; agreement and overlap of the first five in percent, KL in nats.
+
+    The table's rows are the student right and wrong, its columns the teacher: two that are right agree.
+    """
+    own, other = student.argmax(1), teacher.argmax(1)
+    same = int((own == other).sum())
     return {
-        "agreement": fidelity.agreement(student, teacher),
+        "agreement": 100 * same / len(labels),
+        "agreement_interval": list(accuracy.wilson(same, len(labels))),
+        "agreement_table": fidelity.agreement_table(own, other, labels).tolist(),
         "kl": fidelity.predictive_kl(student, teacher),
+        "reverse_kl": fidelity.predictive_kl(teacher, student),
+        "top_overlap": fidelity.top_overlap(student, teacher),
         "rank_correlation": fidelity.rank_correlation(student, teacher),
     }
 
@@ -233,8 +242,8 @@ def static(
             **last_figures(values, labels),
         }
         if into is not found:
-            into[name] |= likeness(logits["student"], values)
+            into[name] |= likeness(logits["student"], values, labels)
     if "teacher" in logits:
-        alike = likeness(logits["student"], logits["teacher"])
+        alike = likeness(logits["student"], logits["teacher"], labels)
         found["fidelity"] = alike | cka(features or {}, len(labels))
     return found

@@ -66,7 +66,7 @@ def answers(
             if answer.top is None:
                 said[who].append(token_figures.told(answer, read[who], test.labels[batch.index]))
             if who != "teacher" and "teacher" in given and batch.other is None:
-                near[who].append(token_figures.compared(answer, given["teacher"]))
+                near[who].append(token_figures.compared(answer, given["teacher"], moved.labels))
     return (
         {who: token_figures.side(_whole(parts), test.rows.domains) for who, parts in said.items()},
         {who: token_figures.between(_whole(parts)) for who, parts in near.items()},

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from limbeck.contracts import Net, Outputs, Selection, Student
@@ -20,6 +19,7 @@ from limbeck.engine.run import Run
 from limbeck.engine.seeds import derive
 from limbeck.errors import ConfigError
 from limbeck.metrics.hacking import Kind, distances, hacking_report, power_law
+from limbeck.metrics.statistics import mean_interval
 from limbeck.objectives.labels import Labels
 from limbeck.scenarios.language import Desk, Language, Tokens
 from limbeck.scenarios.pair import Pair, constants
@@ -252,7 +252,7 @@ class OracleDesk(Desk):
         student.train(was)
         return {
             "proxy": float(found["proxy"].mean()), "golden": float(found["golden"].mean()),
-            "golden_interval": interval(found["golden"]),
+            "golden_interval": list(mean_interval(found["golden"])),
         }  # fmt: skip
 
     @torch.no_grad()
@@ -291,13 +291,6 @@ def logits_of(outputs: Outputs, part: Tensor) -> Tensor:
 def points(epochs: int, count: int) -> list[int]:
     """0 and numbers of rounds up to ``epochs``, some ``count`` of them, at equal ratios."""
     return [0, *sorted({round(float(x)) for x in np.geomspace(1, epochs, count)})]
-
-
-def interval(values: Tensor) -> list[float]:
-    """The 95 % interval of the mean of ``values`` [N], by Student's t."""
-    mean, count = float(values.mean()), len(values)
-    half = float(stats.t.ppf(0.975, count - 1)) * float(values.std()) / count**0.5 if count > 1 else 0.0
-    return [mean - half, mean + half]
 
 
 def curves(plan: TeacherHacking, desk: OracleDesk, teacher: float) -> dict[str, Any]:

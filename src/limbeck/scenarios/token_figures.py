@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,8 +15,14 @@ from limbeck.contracts import Batch, Outputs
 from limbeck.errors import NonFiniteError
 from limbeck.losses.divergences import ForwardKL, ReverseKL
 from limbeck.losses.top_tokens import TopTokens, top_divergence
-from limbeck.metrics import accuracy, calibration
+from limbeck.metrics import accuracy, calibration, fidelity
+from limbeck.metrics.statistics import mean_interval
 
+# What ``compared`` gives of each token, the factor and the name of its mean.
+OF_TOKENS = (
+    ("kl", 1, "kl"), ("reverse_kl", 1, "reverse_kl"), ("acceptance", 1, "acceptance"),
+    ("top", 100, "top_overlap"),
+)  # fmt: skip
 CHUNK = 512  # rows whose probabilities are held at a time
 Figures = dict[str, Any]
 
@@ -36,37 +43,49 @@ def told(outputs: Outputs, batch: Batch, domain: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def compared(student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
-    """How near two networks are at each token, each [R].
+def compared(student: Outputs, teacher: Outputs, labels: Tensor) -> dict[str, Tensor]:
+    """How near two networks are at each token, each [R]; ``labels`` [R] are the right ones.
 
-    ``kl`` is KL(teacher || student) and ``reverse_kl`` the other one, in nats; ``same`` whether both find the
-    same token most probable; ``acceptance`` the sum over tokens of the smaller probability: how often
-    speculative decoding would take the student's token. Of a served teacher all tokens that it does not tell
-    of are one outcome: both divergences are then lower bounds, and there is no ``acceptance``.
+    ``own`` and ``other`` say who is right; ``same`` whether both find the same token most probable; ``top``
+    is the share of the teacher's five most probable tokens that are among the student's five. ``kl`` is
+    KL(teacher || student) and ``reverse_kl`` the other one, in nats; ``acceptance`` the sum over tokens of
+    the smaller probability: how often speculative decoding would take the student's token. Of a served
+    teacher all tokens that it does not tell of are one outcome: both divergences are then lower bounds, and
+    there is no ``acceptance`` and no ``top``.
     """
     if teacher.top is not None:
-        return _compared_to_top(student, TopTokens(*teacher.top))
-    found: dict[str, list[Tensor]] = {"kl": [], "reverse_kl": [], "same": [], "acceptance": []}
-    for own, other in zip(probabilities(student), probabilities(teacher), strict=True):
+        return _compared_to_top(student, TopTokens(*teacher.top), labels)
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for own, other, right in zip(
+        probabilities(student), probabilities(teacher), torch.split(labels, CHUNK), strict=True
+    ):
         width = min(own.shape[1], other.shape[1])
         if own.shape != other.shape:  # one has room for tokens that the tokenizer lacks
             own, other = own[:, :width].log_softmax(1), other[:, :width].log_softmax(1)
         gap = torch.where(torch.isfinite(own) & torch.isfinite(other), other - own, 0.0)
         found["kl"].append((other.exp() * gap).sum(1))
         found["reverse_kl"].append(-(own.exp() * gap).sum(1))
-        found["same"].append((own.argmax(1) == other.argmax(1)).float())
+        _guesses(found, own.argmax(1), other.argmax(1), right)
+        found["top"].append(fidelity.top_shares(own, other))
         found["acceptance"].append(torch.minimum(own, other).exp().sum(1))
     return {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
 
 
-def _compared_to_top(student: Outputs, teacher: TopTokens) -> dict[str, Tensor]:
-    found: dict[str, list[Tensor]] = {"kl": [], "reverse_kl": [], "same": []}
+def _guesses(found: dict[str, list[Tensor]], own: Tensor, other: Tensor, right: Tensor) -> None:
+    """Add what follows from the most probable tokens [r] of both."""
+    found["same"].append((own == other).float())
+    found["own"].append((own == right).float())
+    found["other"].append((other == right).float())
+
+
+def _compared_to_top(student: Outputs, teacher: TopTokens, labels: Tensor) -> dict[str, Tensor]:
+    found: dict[str, list[Tensor]] = defaultdict(list)
     done = 0
-    for own in probabilities(student):
+    for own, right in zip(probabilities(student), torch.split(labels, CHUNK), strict=True):
         part = teacher[done : done + len(own)]
         found["kl"].append(top_divergence(ForwardKL(), own, part, reduction="none"))
         found["reverse_kl"].append(top_divergence(ReverseKL(), own, part, reduction="none"))
-        found["same"].append((own.argmax(1) == part.ids[:, 0]).float())
+        _guesses(found, own.argmax(1), part.ids[:, 0], right)
         done += len(own)
     return {name: torch.cat(parts).float().cpu() for name, parts in found.items()}
 
@@ -108,9 +127,20 @@ def perplexity(nll: Tensor) -> float:
 
 
 def between(values: Mapping[str, Tensor]) -> Figures:
-    """The figures of fidelity from what ``compared`` gives over all tokens; agreement in percent."""
-    return {
-        "agreement": 100 * float(values["same"].mean()),
-        "kl": float(values["kl"].double().mean()),
-        "reverse_kl": float(values["reverse_kl"].double().mean()),
-    } | ({"acceptance": float(values["acceptance"].double().mean())} if "acceptance" in values else {})
+    """The figures of fidelity from what ``compared`` gives over all tokens; shares of tokens in percent.
+
+    The table's rows are the student right and wrong, its columns the teacher: two that are right agree.
+    """
+    hits, count = int(values["same"].sum()), len(values["same"])
+    own, other = (2 - values[name].double() for name in ("own", "other"))
+    cells = [[float(((own == a) & (other == b)).double().mean()) for b in (1, 2)] for a in (1, 2)]
+    found: Figures = {
+        "agreement": 100 * hits / count,
+        "agreement_interval": list(accuracy.wilson(hits, count)),
+        "agreement_table": [[100 * cell for cell in row] for row in cells],
+    }
+    for name, factor, figure in OF_TOKENS:
+        if name in values:
+            mean, (low, high) = values[name].double().mean(), mean_interval(values[name].double())
+            found |= {figure: factor * float(mean), f"{figure}_interval": [factor * low, factor * high]}
+    return found
