@@ -143,6 +143,19 @@ def test_a_network_of_one_layer() -> None:
     assert width_importance(network, TEXTS).ffn.shape == (1, 96)
 
 
+def test_what_does_not_count_changes_nothing() -> None:
+    network, whole = llama(), ids(3, 2, 9)
+    real = torch.arange(9).expand(2, 9) < 6
+    padded, masks = [torch.where(real, whole, 0)], [real]
+    found, alone = width_importance(network, padded, masks), width_importance(network, [whole[:, :6]])
+    for name in ("hidden", "ffn", "heads"):
+        torch.testing.assert_close(getattr(found, name), getattr(alone, name))
+    left = (0, 1, 2, 3)
+    torch.testing.assert_close(
+        removal_scores(network, padded, left, masks), removal_scores(network, [whole[:, :6]], left)
+    )
+
+
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="at least one batch"):
         width_importance(llama(), [])

@@ -32,12 +32,15 @@ class Importance:
 
 
 @torch.no_grad()
-def width_importance(network: nn.Module, batches: Sequence[Tensor]) -> Importance:
+def width_importance(
+    network: nn.Module, batches: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+) -> Importance:
     """Measure every width on token ids, forward only, in evaluation mode.
 
     Args:
         network: a model of the Llama family; nothing of it is changed.
         batches: token ids [B, T] each; the paper takes 1024 texts.
+        counted: True [B, T] where a token of each batch counts; None = all do.
 
     Raises:
         ConfigError: no batch, or a network of another family.
@@ -56,8 +59,10 @@ def width_importance(network: nn.Module, batches: Sequence[Tensor]) -> Importanc
     ffn = torch.zeros(len(full.layers), full.ffn, device=place)
     heads = torch.zeros(len(full.layers), full.heads, device=place)
 
+    here: list[Tensor] = []  # which tokens of the batch at work count
+
     def seen_by_norm(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        hidden.add_(embedding_importance(output))
+        hidden.add_(embedding_importance(output[here[-1]]))
 
     with ExitStack() as hooks, evaluating(network):
         for norm in norms:
@@ -65,16 +70,17 @@ def width_importance(network: nn.Module, batches: Sequence[Tensor]) -> Importanc
         for layer, neurons, queries in zip(body.layers, ffn, heads, strict=True):
 
             def seen_by_down(_module: nn.Module, inputs: tuple[Tensor], scores: Tensor = neurons) -> None:
-                scores.add_(embedding_importance(inputs[0]))
+                scores.add_(embedding_importance(inputs[0][here[-1]]))
 
             def seen_by_query(
                 _module: nn.Module, _inputs: Any, output: Tensor, scores: Tensor = queries
             ) -> None:
-                scores.add_(head_importance(output, len(scores)))
+                scores.add_(head_importance(output[here[-1]], len(scores)))
 
             hooks.callback(layer.mlp.down_proj.register_forward_pre_hook(seen_by_down).remove)
             hooks.callback(layer.self_attn.q_proj.register_forward_hook(seen_by_query).remove)
-        for ids in _some(batches):
+        for ids, mask in _some(batches, counted):
+            here.append(mask)
             body(input_ids=ids, use_cache=False)
     for name, scores in {"hidden": hidden, "ffn": ffn, "heads": heads}.items():
         if not torch.isfinite(scores).all():
@@ -85,7 +91,9 @@ def width_importance(network: nn.Module, batches: Sequence[Tensor]) -> Importanc
 
 
 @torch.no_grad()
-def rank_layers(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+def rank_layers(
+    network: nn.Module, batches: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+) -> Tensor:
     """The rank of each layer [N] int64, 0 = the most important, by what leaving it out does to the logits.
 
     The layer whose absence moves the logits least goes first; the others are measured again without it, and
@@ -94,6 +102,7 @@ def rank_layers(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     Args:
         network: a causal language model of the Llama family; nothing of it is changed.
         batches: token ids [B, T] each.
+        counted: True [B, T] where a token of each batch counts; None = all do.
 
     Raises:
         ConfigError: no batch, or a network of another family.
@@ -106,7 +115,7 @@ def rank_layers(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     gone: list[int] = []
     with evaluating(network):
         while left:
-            scores = removal_scores(network, batches, tuple(left))
+            scores = removal_scores(network, batches, tuple(left), counted)
             if not torch.isfinite(scores).all():
                 raise NonFiniteError(
                     "the logits are no finite numbers without some layer: check weights and texts"
@@ -118,16 +127,21 @@ def rank_layers(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def removal_scores(network: nn.Module, batches: Sequence[Tensor], left: tuple[int, ...]) -> Tensor:
+def removal_scores(
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    left: tuple[int, ...],
+    counted: Sequence[Tensor] | None = None,
+) -> Tensor:
     """``losses.layer_importance`` of each of the layers ``left`` in a network of these alone: [left]."""
     model: Any = network
     errors, scale = torch.zeros(len(left), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for ids in _some(batches):
-        full = model(input_ids=ids, use_cache=False).logits.double()
+    for ids, mask in _some(batches, counted):
+        full = model(input_ids=ids, use_cache=False).logits[mask].double()
         scale += full.square().sum().cpu()
         for place, layer in enumerate(left):
             with only_layers(network, tuple(other for other in left if other != layer)):
-                logits = model(input_ids=ids, use_cache=False).logits.double()
+                logits = model(input_ids=ids, use_cache=False).logits[mask].double()
             errors[place] += (logits - full).square().sum().cpu()
     return errors / scale
 
@@ -213,7 +227,9 @@ def _features(scores: Tensor, groups: int, size: int) -> Tensor:
     return (order[:, None] * size + torch.arange(size, device=scores.device)).flatten()
 
 
-def _some(batches: Sequence[Tensor]) -> Sequence[Tensor]:
+def _some(batches: Sequence[Tensor], counted: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch with the tokens of it that count."""
     if not len(batches):
         raise ConfigError("importance needs at least one batch of token ids: give some texts")
-    return batches
+    masks = [torch.ones_like(ids, dtype=torch.bool) for ids in batches] if counted is None else counted
+    return zip(batches, masks, strict=True)

@@ -41,6 +41,7 @@ from limbeck.nets.elastic import (
 from limbeck.nets.importance import Importance, rank_layers, sort_by_importance, width_importance
 
 Order = Literal["importance", "random"]
+CALIBRATED = 16  # rows that importance is measured on at a time
 ROUNDING = 0.005
 """A budget is met by so much more or less of the parameters: half of the percent that it is named by."""
 
@@ -67,7 +68,7 @@ class ElasticStudent(Student):
             before.
         late: share of the steps that is that last part, in [0, 1].
         order: ``importance``; or ``random``, to show that it matters.
-        calibration: rows of the data that importance is measured on; the paper's is 1024.
+        calibration: rows of the data whose counted tokens importance is measured on; the paper's is 1024.
         router_weight: λ >= 0, factor of the router's loss: by how much of the teacher's parameters it misses
             its budget.
         router_rate: its learning rate as a multiple of ``scenario.optim``'s; 1e-2 to 9e-5 in the paper.
@@ -193,32 +194,32 @@ class ElasticNet(Net):
         """Take over the weights of the teacher, which stands still now, in order of importance."""
         network = self.parent.network
         network.load_state_dict(self._teacher[0].network.state_dict())
-        found = course.once("elastic", lambda: self._measured(course))
+        found = course.once("elastic", lambda: self._ranked(course))
         scores = {name: torch.tensor(found[name], device=self.place) for name in ("hidden", "ffn", "heads")}
         network.load_state_dict(sort_by_importance(network, Importance(**scores)).state_dict())
         self._settle(torch.tensor(found["layer_ranks"]))
 
-    @torch.no_grad()
-    def _measured(self, course: Course) -> dict[str, Any]:
-        """The importance of each width, and the rank of each layer."""
-        draws = course.generator("importance")
-        full = self.elastic.full
-        if self.plan.order == "random":
-            shapes = {
-                "hidden": (full.hidden,),
-                "ffn": (full.layers, full.ffn),
-                "heads": (full.layers, full.heads),
-            }
-            scores = {name: torch.rand(shape, generator=draws) for name, shape in shapes.items()}
-            return {**{name: score.tolist() for name, score in scores.items()},
-                    "layer_ranks": torch.randperm(full.layers, generator=draws).tolist()}  # fmt: skip
+    def _ranked(self, course: Course) -> dict[str, Any]:
+        """The score of each width, and the rank of each layer, as plain data."""
+        rank = self._by_chance if self.plan.order == "random" else self._by_importance
+        widths, layer_ranks = rank(course, course.generator("importance"))
+        return {
+            "hidden": widths.hidden.tolist(), "ffn": widths.ffn.tolist(), "heads": widths.heads.tolist(),
+            "layer_ranks": layer_ranks.tolist(),
+        }  # fmt: skip
+
+    def _by_importance(self, course: Course, draws: torch.Generator) -> tuple[Importance, Tensor]:
         chosen = course.index[torch.randperm(len(course.index), generator=draws)[: self.plan.calibration]]
-        texts = [batch.inputs for batch in course.batches(chosen, 16)]
+        batches = list(course.batches(chosen, CALIBRATED))
+        texts, counted = [batch.inputs for batch in batches], [counted_of(batch) for batch in batches]
         network = self.parent.network
-        widths = width_importance(network, texts)
-        scores = {"hidden": widths.hidden, "ffn": widths.ffn, "heads": widths.heads}
-        return {**{name: score.tolist() for name, score in scores.items()},
-                "layer_ranks": rank_layers(network, texts).tolist()}  # fmt: skip
+        return width_importance(network, texts, counted), rank_layers(network, texts, counted)
+
+    def _by_chance(self, course: Course, draws: torch.Generator) -> tuple[Importance, Tensor]:
+        full = self.elastic.full
+        sizes = ((full.hidden,), (full.layers, full.ffn), (full.layers, full.heads))
+        scores = (torch.rand(size, generator=draws) for size in sizes)
+        return Importance(*scores), torch.randperm(full.layers, generator=draws)
 
     def _settle(self, layer_ranks: Tensor) -> None:
         """Take the ranks of the layers; the widths stand in order."""
@@ -333,6 +334,13 @@ def language_model(teacher: Net) -> CausalLM:
             "causal_lm, or trained with llama or causal_lm"
         )
     return found[0]
+
+
+def counted_of(batch: Batch) -> Tensor:
+    """True [B, T] at the tokens of a batch that count."""
+    assert batch.rows is not None
+    counts = torch.zeros_like(batch.inputs, dtype=torch.bool).flatten()
+    return counts.index_fill(0, batch.rows, True).view_as(batch.inputs)
 
 
 def share(elastic: ElasticLM, sizes: Sizes) -> float:
