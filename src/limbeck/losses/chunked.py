@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.errors import ConfigError, ShapeError
-from limbeck.losses.divergences import Divergence, Pair, centred, seen
+from limbeck.losses.divergences import Divergence, Pair, seen
 from limbeck.losses.reduction import exactly, full_precision
 from limbeck.losses.top_tokens import TopTokens, same_positions, top_values
 
@@ -319,8 +319,7 @@ def _divergence(
     pair = Pair(q, log_q, log_p.exp(), log_p) if lost is None else seen(log_q, log_p, lost.expand_as(log_q))
     if not sloped:
         return divergence.items(pair), None
-    items, slope = divergence.both(pair)
-    return items, centred(slope, q)
+    return divergence.in_logits(pair, q)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
