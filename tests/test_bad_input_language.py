@@ -78,6 +78,10 @@ def sets(*items: str) -> list[str]:
 # Known before any weight is read, and before a folder is made
 
 OWN = "data.tokenizer=characters"
+SERVED = (
+    "teacher={name: served, url: 'http://127.0.0.1:9/v1', model: large, tokenizer_name: '{model}', k: 4, "
+    "retries: 0}"
+)
 SAID: dict[str, tuple[tuple[str, ...], str]] = {
     "tokenizers that differ": (
         (OWN, "data.domains=[docs]"),
@@ -190,6 +194,26 @@ SAID: dict[str, tuple[tuple[str, ...], str]] = {
         ("data.template=true",),
         r"data\.template is true but the tokenizer has no chat template: set it to false",
     ),
+    "texts without a word": (
+        ("data={name: jsonl, files: ['{place}/empty.jsonl']}",),
+        r"empty: too little text of domain 'empty' for its parts: give it more",
+    ),
+    "a served teacher's address": (
+        (SERVED.replace("http", "ftp"),),
+        "teacher: url is 'ftp://127.0.0.1:9/v1': allowed are those that begin with http:// or https://",
+    ),
+    "a temperature for a served teacher": (
+        (SERVED, "objective.divergence.temperature=2"),
+        r"objective\.divergence\.temperature is 2.*the teacher to one that is not served",
+    ),
+    "a served teacher that writes": (
+        (SERVED, "scenario.writing={by: teacher}"),
+        r"scenario\.writing has the teacher write but it is served.*: let the student write",
+    ),
+    "more tokens than there are of a served teacher": (
+        (SERVED, "teacher.k=17"),
+        r"teacher\.k is 17 but the tokenizer has 16 tokens: ask for fewer",
+    ),
     "rows to evaluate": (
         ("scenario.eval_rows=0",),
         "scenario: eval_rows is 0: allowed are values of at least 1",
@@ -203,6 +227,7 @@ def models(place: Path, recipe: str) -> dict[str, str]:
     narrow = place / "narrow"
     if not narrow.exists():
         LlamaStudent().build(Spec(classes=9, size=8), small_texts.torch.Generator()).save(narrow)
+        (place / "empty.jsonl").write_text('{"text": ""}\n')
         (place / "bad.jsonl").write_text('{"text": "good"}\n{"text": \n')
     return {"place": str(place), "model": small_texts.model(place), "narrow": str(narrow)}
 
@@ -294,6 +319,16 @@ def test_a_cache_of_another_teacher(recipe: str, tmp_path: Path, refused: Said) 
     assert re.search(
         r"cache .* was made from something else: delete that folder", refused("resume", str(run))
     )
+
+
+def test_a_served_teacher_that_is_not_there(
+    recipe: str, models: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = sets(SERVED.replace("{model}", models["model"]))
+    assert call("run", recipe, "--out", str(tmp_path / "run"), *asked) == 75, "another time it may be there"
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("limbeck: http://127.0.0.1:9/v1 does not answer, 1 times tried (")
+    assert not (tmp_path / "run").exists()
 
 
 # What a run leaves
