@@ -52,6 +52,14 @@ PLANS = {
         "oracle: {name: llama, layers: 1, width: 8, heads: 2}, optim: {lr: 0.01}, eval_rows: 6",
         *TEXTS,
     ),
+    "search": (
+        "epochs: 1, epoch_steps: 6, batch_size: 8, optim: {lr: 0.01}, limit: 1e6, search_rows: 4, "
+        "eval_rows: 6, tuning: {epoch_steps: 3}",
+        TEXTS[0],
+        "student={name: supernet, spaces: [{layers: [1], hidden: [8, 12], ratio: [1, 2], heads: [1, 2]}]}",
+        TEXTS[2],
+        "objective=[{name: relations}]",
+    ),
     "continual": (LEARNT, "scenario.tasks=2", "teacher.prompts.pool=2", "student.prompts.pool=2"),
     "self_distillation": (LEARNT, ALONE, "student.prompts.pool=2", "student.kd_prompts=null"),
     "kernel_self_distillation": ("generations: 9", ALONE, "student={name: kernel_ridge}", SQUARED),

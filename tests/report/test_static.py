@@ -54,6 +54,16 @@ def test_what_a_selector_found_is_shown_short(tmp_path: Path) -> None:
     assert "What the selector found" not in page(read_run(changed(tmp_path / "plain")))
 
 
+def test_what_a_search_found_is_shown_without_its_candidates(tmp_path: Path) -> None:
+    chosen = {"space": 1, "layers": 4, "hidden": 48, "ratio": 2.0, "heads": 4, "cost": 109920, "loss": 0.0074}
+    found = {"cost": "parameters", "limit": 110144.0, "chosen": chosen, "candidates": [chosen] * 48}
+    text = page(read_run(changed(tmp_path / "run", search=found)))
+    assert "What the search found" in text
+    assert "<dt>candidates</dt><dd>48</dd>" in text
+    assert "layers 4, hidden 48" in text
+    assert "What the search found" not in page(read_run(changed(tmp_path / "plain")))
+
+
 def test_a_run_without_a_teacher_has_no_column_for_one(tmp_path: Path) -> None:
     folder = changed(tmp_path / "run", teacher=None, fidelity=None)
     path = folder / "result.json"

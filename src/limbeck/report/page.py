@@ -68,6 +68,7 @@ def page(run: Run) -> str:
         unit="row of tokens" if figures.of_text(result) else "image",
         paths=figures.paths_of(result),
         nested=figures.nested_of(result),
+        search=_search(result),
         selection=_selection(result),
         curves=curves,
         shares=share_charts(run),
@@ -293,6 +294,14 @@ def _selection(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, value in found.items()
     }
     return figures.protocol_lines(short)
+
+
+def _search(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a search was about, as pairs; of its candidates how many there are."""
+    found = result.get("search") or {}
+    return figures.protocol_lines(
+        {name: len(value) if name == "candidates" else value for name, value in found.items()}
+    )
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:

@@ -184,5 +184,8 @@ class SupernetLM(Net):
         return found
 
     def save(self, folder: Path) -> bool:
-        """Write the sub-network that it answers as."""
+        """Write the sub-network that it answers as to ``folder``, and those of ``nested`` to folders of their
+        names in it; ``from_pretrained`` loads each."""
+        for name, nested in self.nested().items():
+            nested.net.save(folder / name)
         return self.cut_out(self.chosen).save(folder)
