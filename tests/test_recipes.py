@@ -63,7 +63,8 @@ def test_baselines_are_recipes_of_the_same_question(name: str) -> None:
         figure, above, other = claim.split(" ")
         assert above in (">", "<")
         figures = (
-            "student", "teacher", "fidelity", "paths", "terms", "selection", "exposure", "nested", "search"
+            "student", "teacher", "fidelity", "paths", "terms", "selection", "exposure", "nested", "search",
+            "hacking",
         )  # fmt: skip
         assert figure.split(".")[0] in figures
         assert other in recipe.baselines or other.split(".")[0] in figures
