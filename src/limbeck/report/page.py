@@ -15,6 +15,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from limbeck.metrics.continual import DEFINITIONS, FORGETTING, forgetting, running_average
 from limbeck.report import charts, figures
 from limbeck.report.curves import share_charts, term_charts
+from limbeck.report.distances import hacking_charts
 from limbeck.report.figures import Figure, lookup
 from limbeck.report.heat import LEVELS, accuracy_cells, confusion
 from limbeck.report.run import Run, read_run
@@ -70,6 +71,7 @@ def page(run: Run) -> str:
         nested=figures.nested_of(result),
         search=_search(result),
         selection=_selection(result),
+        hacking=hacking_charts(result),
         curves=curves,
         shares=share_charts(run),
         warnings=[*run.warnings(), *gaps],
