@@ -33,7 +33,10 @@ ON_STREAMS = """
 A is the accuracy averaged over all tasks after the last one, J the same right after each task was learnt,
 F (cdl) = J - A.
 """
-FINE = ("nll", "ece", "brier", "kl", "rank_correlation", "cka", "squared_error")
+FINE = (
+    "nll", "ece", "brier", "kl", "reverse_kl", "rank_correlation", "cka", "squared_error", "golden_last",
+    "proxy_last",
+)  # fmt: skip
 """Figures of another scale than percent."""
 Seen = Mapping[str, Any]
 
