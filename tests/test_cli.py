@@ -105,6 +105,13 @@ def test_show_what_two_kinds_share(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry["kind"] == "students"
 
 
+def test_show_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: kd\nseed: 7\n")
+    (entry,) = said_json(capsys, "show", str(path))
+    assert (entry["name"], entry["recipe"]["seed"]) == ("mine", 7)
+
+
 def test_show_a_recipe_fills_in_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     (entry,) = said_json(capsys, "show", "cdl-kdp")
     assert entry["recipe"]["student"]["kd_prompts"]["length"] == 6

@@ -45,11 +45,14 @@ def entries(name: str) -> list[dict[str, Any]]:
     """Every recipe, choice and section of that name.
 
     Args:
-        name: ``dkd``, ``students/prompted_vit`` for one kind, or the section ``views`` or ``engine``.
+        name: ``dkd``, ``students/prompted_vit`` for one kind, the section ``views`` or ``engine``, or the path
+            of a recipe's ``.yaml`` file.
 
     Raises:
         ConfigError: nothing has that name.
     """
+    if name.endswith(".yaml"):
+        return [_entry("recipes", name)]
     kind, slash, own = name.rpartition("/")
     if slash:
         return [_entry(kind, registry.canonical(kind, own))]
@@ -65,7 +68,8 @@ def _entry(kind: str, name: str) -> dict[str, Any]:
 
     if kind == "recipes":
         recipe = config.load(name)
-        return {"kind": kind, "name": name, "doc": recipe.description, "recipe": config.to_plain(recipe)}
+        whole = config.to_plain(recipe)
+        return {"kind": kind, "name": recipe.name, "doc": recipe.description, "recipe": whole}
     return _described(kind, name, config.section(name) if kind == SECTION else registry.get(kind, name))
 
 

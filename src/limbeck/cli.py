@@ -88,7 +88,7 @@ def show(name: str, /, *, as_json: Json = False) -> None:
     """Say what a recipe or a choice is, with its fields and their values.
 
     Args:
-        name: A recipe, a choice (dkd; students/prompted_vit for one kind), views or engine.
+        name: A recipe or its .yaml file, a choice (dkd; students/prompted_vit for one kind), views or engine.
         as_json: Print it as JSON.
     """
     from limbeck import catalogue
