@@ -45,8 +45,8 @@ def entries(name: str) -> list[dict[str, Any]]:
     """Every recipe, choice and section of that name.
 
     Args:
-        name: ``dkd``, ``students/prompted_vit`` for one kind, the section ``views`` or ``engine``, or the path
-            of a recipe's ``.yaml`` file.
+        name: ``dkd``, ``students/prompted_vit`` for one kind, the section ``views`` or ``engine``, or the
+            path of a recipe's ``.yaml`` file.
 
     Raises:
         ConfigError: nothing has that name.
