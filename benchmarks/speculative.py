@@ -6,13 +6,15 @@ block and the cost of a draft's step that was measured here: tau(alpha, gamma) /
 
 Without --target it takes stories260k from LIMBECK_DATA and, as the draft, some of its own layers as they are.
 With --target DIR --draft DIR any two folders (or GGUF files) of models that share a tokenizer, and --texts a
-text (.txt or .txt.gz) whose paragraphs begin the prompts.
+text (.txt or .txt.gz) whose paragraphs begin the prompts, or JSON lines (.jsonl or .jsonl.gz) whose --field is
+a whole prompt; of these the test lines are taken, where lines say of which split they are.
 """
 
 from __future__ import annotations
 
 import copy
 import gzip
+import json
 import os
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -41,6 +43,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--draft", help="folder or GGUF file of the draft (some layers of the target)")
     parser.add_argument("--layers", type=int, default=2, help="layers of a draft cut from the target (2)")
     parser.add_argument("--texts", type=Path, help="text with the prompts (tinystories_sample.txt.gz)")
+    parser.add_argument("--field", default="question", help="field of JSON lines with the prompt (question)")
     parser.add_argument("--prompts", type=int, default=8, help="how many (8)")
     parser.add_argument("--prompt-tokens", type=int, default=16, help="their length (16)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to give for each (64)")
@@ -80,10 +83,14 @@ def data() -> Path:
 
 
 def openings(given: Namespace, tokenizer: Any) -> Prompts:
-    """The first tokens of the first paragraphs that are long enough."""
+    """The first tokens of the first paragraphs that are long enough, or the first whole prompts."""
     file = given.texts or data() / "tinystories_sample.txt.gz"
     text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode("utf-8")
-    begun = (tokenizer(part).input_ids[: given.prompt_tokens] for part in text.split("\n") if part.strip())
+    lines = [line for line in text.split("\n") if line.strip()]
+    if ".jsonl" in file.suffixes:
+        entries = [entry for entry in map(json.loads, lines) if entry.get("split", "test") == "test"]
+        return [tokenizer(entry[given.field]).input_ids for entry in entries[: given.prompts]]
+    begun = (tokenizer(line).input_ids[: given.prompt_tokens] for line in lines)
     long_enough = (ids for ids in begun if len(ids) == given.prompt_tokens)
     return [next(long_enough) for _ in range(given.prompts)]
 
