@@ -6,8 +6,8 @@ block and the cost of a draft's step that was measured here: tau(alpha, gamma) /
 
 Without --target it takes stories260k from LIMBECK_DATA and, as the draft, some of its own layers as they are.
 With --target DIR --draft DIR any two folders (or GGUF files) of models that share a tokenizer, and --texts a
-text (.txt or .txt.gz) whose paragraphs begin the prompts, or JSON lines (.jsonl or .jsonl.gz) whose --field is
-a whole prompt; of these the test lines are taken, where lines say of which split they are.
+text (.txt or .txt.gz) whose paragraphs begin the prompts, or JSON lines (.jsonl or .jsonl.gz) whose --field
+is a whole prompt; of these the test lines are taken, where lines say of which split they are.
 """
 
 from __future__ import annotations
