@@ -16,6 +16,7 @@ from limbeck.data.tokens import UNCOUNTED, Rows, TokenBatches, rows_of
 from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
 from limbeck.errors import ConfigError
+from limbeck.losses.on_policy import DRAWN
 from limbeck.scenarios.written import Writing, Written
 from limbeck.students.llama import LlamaStudent
 
@@ -112,6 +113,32 @@ def test_a_teachers_kept_texts_come_again_and_others_do_not(run: Run) -> None:
     assert any(not torch.equal(one[i], other[i]) for i in one)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_written_tokens_carry_the_chance_that_they_were_drawn_with(run: Run, share: float) -> None:
+    own, other = model(), model(1)
+    source = TokenBatches(rows(), batch_size=BATCH, seed=1)
+    plan = Writing(share=1, prompt=5, lag=2, teacher_mix=share)
+    made = Written(plan, source, source.rows, own, run, eos=0, batch_size=BATCH, teacher=other)
+    for batch in islice(made.epoch(0), 4):
+        with torch.no_grad():
+            q, p = (
+                net(batch.inputs).logits.log_softmax(-1).flatten(0, 1)[batch.rows] for net in (own, other)
+            )
+        law = ((1 - share) * q.exp() + share * p.exp()).log()
+        wanted = law.gather(1, batch.labels[:, None]).squeeze(1)
+        torch.testing.assert_close(batch.marks[DRAWN], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_texts_of_several_steps_are_written_at_once_as_one_by_one(run: Run) -> None:
+    """With weights that stand still a lag changes the draws, never the prompts or what counts."""
+    ahead = list(islice(written(run, Writing(share=1, prompt=5, lag=3)).epoch(0), 3))
+    alone = list(islice(written(run, Writing(share=1, prompt=5)).epoch(0), 3))
+    assert same(ahead[0], alone[0])
+    for one, other in zip(ahead, alone, strict=True):
+        assert torch.equal(one.index, other.index)
+        assert torch.equal(one.inputs[:, :5], other.inputs[:, :5])
+
+
 def test_what_cannot_be_is_refused(run: Run) -> None:
     with pytest.raises(ConfigError, match="share is 2"):
         Writing(share=2)
@@ -119,6 +146,10 @@ def test_what_cannot_be_is_refused(run: Run) -> None:
         Writing(lag=0)
     with pytest.raises(ConfigError, match="by is student: set replays to null"):
         Writing(replays=2)
+    with pytest.raises(ConfigError, match="teacher_mix is 1: allowed are shares from 0, below 1"):
+        Writing(teacher_mix=1)
+    with pytest.raises(ConfigError, match="by is teacher: set teacher_mix to 0"):
+        Writing(by="teacher", teacher_mix=0.2)
     with pytest.raises(ConfigError, match="temperature is -1"):
         Writing(temperature=-1)
     with pytest.raises(ConfigError, match="prompt is 12 but rows have 12 tokens"):
