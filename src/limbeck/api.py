@@ -78,9 +78,6 @@ def run(
             f"or go on with it by: limbeck resume {folder}"
         )
     recipe.scenario.check(recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.yaml", config.dump(recipe))
-    write_json(folder / "versions.json", versions())
     return _carry_out(recipe, folder, resume=False, quiet=quiet)
 
 
@@ -117,6 +114,9 @@ def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Re
         torch.set_num_threads(recipe.engine.threads)
     try:
         with Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session:
+            if not resume:
+                write_text(folder / "recipe.yaml", config.dump(recipe))
+                write_json(folder / "versions.json", versions())
             return finish(folder, session, recipe.scenario.run(recipe, session), recipe)
     except ServiceError as error:
         raise ServiceError(f"{error}; its answers are kept: go on with limbeck resume {folder}") from error

@@ -92,9 +92,8 @@ def distill(
     record = _record(recipe, scenario, teacher, student) | {"train": _described(source)}
     if resume and (folder / "recipe.yaml").exists() and plain.read(folder / "recipe.yaml") != record:
         raise ConfigError(f"{folder} holds another run than this call describes: make the same call again")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.yaml", plain.write(record))
     with Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
+        write_text(folder / "recipe.yaml", plain.write(record))
         example = next(iter(source.epoch(0)))
         count = len(source.index) if isinstance(source, Samples) else 0
         pair = Pair(recipe, session, Spec(classes=0), example, samples=count)

@@ -7,6 +7,8 @@ import functools
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from limbeck.contracts import Batch, Progress
 from limbeck.engine import state
 from limbeck.engine.fit import fit
 from limbeck.engine.run import Run
+from limbeck.engine.settings import Engine
 from limbeck.engine.state import read_state
-from limbeck.errors import Interrupted
+from limbeck.errors import ConfigError, Interrupted
 from limbeck.metrics import cost
 from limbeck.scenarios.session import Session
 
@@ -242,3 +245,30 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), toy.run(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    recipe, folder = small.recipe(tmp_path, "scenario.epochs=1"), tmp_path / "run"
+    with Run(folder, recipe.engine, 0, quiet=True):
+        (folder / "recipe.yaml").write_text("mine")
+        for call in (lambda: api.run(recipe, out=folder, quiet=True), lambda: Run(folder, recipe.engine, 0)):
+            with pytest.raises(ConfigError, match=r"run is in use by another process: wait for it, or name"):
+                call()
+        assert (folder / "recipe.yaml").read_text() == "mine"
+    api.run(recipe, out=folder, quiet=True)
+    assert {path.name for path in folder.iterdir()} == {
+        "recipe.yaml", "versions.json", "metrics.jsonl", "checkpoints", "result.json", "student"
+    }  # fmt: skip
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    held = (
+        "import os, signal; from pathlib import Path; from limbeck.engine.run import Run; "
+        f"from limbeck.engine.settings import Engine; Run(Path({str(folder)!r}), Engine(), 0, quiet=True); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", held], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with Run(folder, Engine(), 0, quiet=True):
+        pass

@@ -7,6 +7,7 @@ the seed and its name), so a replay reaches the point of the last checkpoint wit
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -35,7 +36,7 @@ from limbeck.engine.state import (
     write_json,
     write_state,
 )
-from limbeck.errors import CheckpointError, Interrupted
+from limbeck.errors import CheckpointError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from limbeck.engine.fit import Turn
@@ -62,6 +63,9 @@ class Run:
         modules: everything that learns or changes: what a checkpoint holds. May be set later, before
             the first stage.
         resume: go on where the folder's last good checkpoint stands.
+
+    Raises:
+        ConfigError: another process is at work in the folder.
     """
 
     def __init__(
@@ -84,9 +88,14 @@ class Run:
         self.stage, self._earlier = "", 0.0
         self._teacher_seconds = self._teacher_before = self._spent_before = 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        if resume:
-            self._find_checkpoint()
-        self._log = self._open_log(resume)
+        self._log = self._open_log()
+        try:
+            if resume:
+                self._find_checkpoint()
+            self._cut_log()
+        except BaseException:
+            self._log.close()
+            raise
 
     # What a scenario asks of a run
 
@@ -246,13 +255,24 @@ class Run:
             terms=values, lr=self.rate, seconds=round(spent, 4), teacher_share=round(share, 4),
         )  # fmt: skip
 
-    def _open_log(self, resume: bool) -> TextIO:
-        """The log; on resume without the lines that were written after the checkpoint."""
-        path = self.folder / "metrics.jsonl"
-        if resume and path.exists():
-            known = 0 if self.pending is None else self.pending["log_bytes"]
-            os.truncate(path, min(known, path.stat().st_size))
-        return path.open("a" if resume else "w", encoding="utf-8")
+    def _open_log(self) -> TextIO:
+        """The log, which no other process has open: a lock that ends with the process, however that ends."""
+        log = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            log.close()
+            raise ConfigError(
+                f"{self.folder} is in use by another process: wait for it, or name another folder"
+            ) from error
+        return log
+
+    def _cut_log(self) -> None:
+        """Take away the lines that were written after the checkpoint."""
+        known = 0 if self.pending is None else self.pending["log_bytes"]
+        if known < self._log.tell():
+            self._log.truncate(known)
+            self._log.seek(0, os.SEEK_END)
 
     def _numbers(self) -> list[int]:
         found = (self.folder / "checkpoints").glob("[0-9]*.json")
