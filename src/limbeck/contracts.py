@@ -371,6 +371,10 @@ class Net(nn.Module):
         """Get ready for the training step ``at``: draw what that step is about, as a function of ``at`` and
         of a seed from ``Network.build``, so that a resumed run draws the same."""
 
+    def deployed(self) -> Net:
+        """The network that it is used as when it has learnt: itself, or one that is cut out of it."""
+        return self
+
     def nested(self) -> Mapping[str, Nested]:
         """The networks within it that are used by themselves when it has learnt, by name."""
         return {}

@@ -17,6 +17,9 @@ from limbeck.data.tokens import Rows, batch_of
 from limbeck.engine import capture
 from limbeck.errors import NonFiniteError
 from limbeck.metrics import cost
+from limbeck.nets.causal_lm import CausalLM
+from limbeck.nets.language_models import load_model
+from limbeck.scenarios.judging import all_logits
 from limbeck.scenarios.language import evenly
 
 
@@ -52,6 +55,16 @@ def figures(folder: Path) -> dict[str, Any]:
 
 LIVE = "engine.cache=false"
 ONE = "scenario.epochs=1"
+
+
+def test_cost_is_the_same_whether_an_objective_reads_logits_or_not(place: Path) -> None:
+    net = CausalLM(load_model(small_texts.model(place)))
+    batch = batch_of(Rows("", *torch.randint(9, (2, 1, 8)), None, torch.zeros(1), ("all",)), torch.arange(1))
+    spent = []
+    for reads in (True, False):
+        net.projects = reads
+        spent.append(cost.multiply_adds(lambda: all_logits(net, batch)))
+    assert spent[0] == spent[1]
 
 
 # Teachers live, remembered and shortened

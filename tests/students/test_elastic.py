@@ -315,6 +315,21 @@ def test_it_learns_by_any_objective_and_selector(place: Path, sets: tuple[str, .
     assert all(1 < each["perplexity"] < 100 for each in found["nested"].values())
 
 
+def test_what_is_used_is_the_network_of_the_first_budget(place: Path) -> None:
+    net, batch = attached(place, budgets=(0.5,), sizes=(HALF,)).eval(), texts()
+    used = net.deployed()
+    torch.testing.assert_close(used(batch).logits, net(batch).logits)
+    assert cost.parameters(used) == net.elastic.parameters_of(HALF)
+
+
+def test_answers_and_cost_are_those_of_what_is_saved(place: Path) -> None:
+    half = "student.sizes=[{hidden: 8, ffn: 16, heads: 2, layers: 2}]"
+    found = figures(finished(place, "student.budgets=[0.5]", half, "scenario.epochs=1"))
+    for figure in ("parameters", "multiply_adds"):
+        assert found["cost"]["student"][figure] == found["nested"]["budget-50"]["cost"][figure]
+        assert found["cost"]["student"][figure] < found["cost"]["teacher"][figure]
+
+
 # Bad input
 
 

@@ -199,6 +199,14 @@ def test_fields_out_of_range() -> None:
         SupernetStudent(spaces=(SPACE,), others=-1)
 
 
+def test_what_is_used_is_the_sub_network_that_it_answers_as() -> None:
+    net = student().eval()
+    net.chosen = Place(0, SMALL.smallest)
+    given = batch(net)
+    torch.testing.assert_close(net.deployed()(given).logits, net(given).logits)
+    assert parameters(net.deployed()) == net.parameters_of(net.chosen)
+
+
 def test_a_teacher_that_is_no_language_model() -> None:
     with pytest.raises(
         ConfigError, match="the teacher holds 0 language models but the student is to be made"

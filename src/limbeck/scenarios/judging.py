@@ -15,7 +15,7 @@ from limbeck.data.tokens import TokenBatches
 from limbeck.engine.fit import autocast
 from limbeck.metrics import cost as costs
 from limbeck.scenarios import token_figures
-from limbeck.scenarios.pair import Pair
+from limbeck.scenarios.pair import Pair, project
 
 Figures = dict[str, Any]
 
@@ -26,9 +26,11 @@ def judged(pair: Pair, test: TokenBatches) -> Figures:
     Those of a network that was cut out of the student stand under ``nested`` and its name.
     """
     nested = pair.student.nested()
+    for part in nested.values():
+        project(part.net, False)
     nets = pair.nets() | {name: part.net for name, part in nested.items()}
     said, near = answers(pair, nets, test)
-    here = {who: net for who, net in nets.items() if who != "teacher" or who in pair.here()}
+    here = {who: net.deployed() for who, net in nets.items() if who != "teacher" or who in pair.here()}
     spent, learning = cost(pair, here, test), pair.trainable()
     found: Figures = {"teacher": None, "fidelity": near.get("student"), "paths": {}}
     found |= {who: said[who] for who in pair.nets() if who in said}
@@ -96,5 +98,7 @@ def cost(pair: Pair, nets: Mapping[str, Net], test: TokenBatches) -> dict[str, F
 def all_logits(net: Net, batch: Batch) -> Tensor:
     """The logits [R, V] of a language model, whoever reads them."""
     outputs: Outputs = net(batch)
+    if outputs.logits.shape[1]:
+        return outputs.logits
     assert outputs.hidden is not None and outputs.unembedding is not None
     return outputs.unembedding.logits(outputs.hidden)

@@ -430,9 +430,12 @@ class Desk:
         return rows_of(corpus, own, reading) if other is None else aligned_rows(corpus, own, other, reading)
 
     def readers(self) -> dict[str, Reader]:
-        """Both networks with what they read texts by."""
+        """Both networks, as they are used by themselves, with what they read texts by."""
         own, other = self.tokens.tokenizer, self.tokens.other or self.tokens.tokenizer
-        return {who: (net, own if who == "student" else other) for who, net in self.pair.here().items()}
+        return {
+            who: (net.deployed().eval(), own if who == "student" else other)
+            for who, net in self.pair.here().items()
+        }
 
     def answered(self) -> dict[str, dict[str, Any]]:
         """Figures of what both networks answer to prompts of the test part; empty where there are none."""

@@ -23,7 +23,7 @@ from limbeck.losses.elastic import (
     router_logit_scale,
     router_loss,
 )
-from limbeck.nets.causal_lm import CausalLM, TextInput, answer
+from limbeck.nets.causal_lm import CausalLM, TextInput, answer, language_model
 from limbeck.nets.elastic import (
     AXES,
     ElasticLM,
@@ -299,6 +299,10 @@ class ElasticNet(Net):
             return self.plan.sizes[budget]
         return self.router.choose(torch.eye(len(self.plan.budgets), device=self.place)[budget])
 
+    def deployed(self) -> Net:
+        """The network of the first budget."""
+        return self._nested(0).net
+
     def nested(self) -> Mapping[str, Nested]:
         """The network of each budget."""
         return {name: self._nested(budget) for budget, name in enumerate(self.plan.names())}
@@ -319,21 +323,6 @@ class ElasticNet(Net):
         for budget, (name, nested) in enumerate(self.nested().items()):
             nested.net.save(folder / name if budget else folder)
         return True
-
-
-def language_model(teacher: Net) -> CausalLM:
-    """The language model that a teacher consists of.
-
-    Raises:
-        ConfigError: it is none, or several.
-    """
-    found = [part for part in teacher.modules() if isinstance(part, CausalLM)]
-    if len(found) != 1:
-        raise ConfigError(
-            f"the teacher holds {len(found)} language models but the student is to be made of one: take "
-            "causal_lm, or trained with llama or causal_lm"
-        )
-    return found[0]
 
 
 def counted_of(batch: Batch) -> Tensor:

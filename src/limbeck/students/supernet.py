@@ -174,6 +174,10 @@ class SupernetLM(Net):
         found.tokenizer = self.network.tokenizer
         return found
 
+    def deployed(self) -> Net:
+        """The sub-network that it answers as."""
+        return self.cut_out(self.chosen)
+
     def nested(self) -> Mapping[str, Nested]:
         """The smallest and the largest sub-network of each sub-space."""
         found = {}
@@ -188,4 +192,4 @@ class SupernetLM(Net):
         names in it; ``from_pretrained`` loads each."""
         for name, nested in self.nested().items():
             nested.net.save(folder / name)
-        return self.cut_out(self.chosen).save(folder)
+        return self.deployed().save(folder)
