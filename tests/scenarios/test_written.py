@@ -17,10 +17,10 @@ from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
 from limbeck.errors import ConfigError
 from limbeck.losses.on_policy import DRAWN
-from limbeck.scenarios.written import Writing, Written
+from limbeck.scenarios.written import Writer, Writing, Written
 from limbeck.students.llama import LlamaStudent
 
-LENGTH, BATCH = 12, 4
+LENGTH, BATCH = 16, 4  # a row holds any of the texts
 
 
 def rows() -> Rows:
@@ -68,6 +68,16 @@ def test_prompts_stay_and_what_is_written_is_what_counts(run: Run) -> None:
             counted = int((said != UNCOUNTED).sum())
             assert torch.equal(said[4 : 3 + counted], read[5 : 4 + counted])
             assert 0 not in said[4 : 3 + counted].tolist()  # nothing counts behind the end of the text
+
+
+def test_a_prompt_is_of_one_document_and_has_no_padding() -> None:
+    documents = tuple(Document(text) for text in ("ab", "abcdefgh", "ba"))
+    tokenizer = characters([d.text for d in documents])
+    for pack, wanted in ((False, ["ab", "abcdef", "ba"]), (True, ["ab", "ba"])):
+        corpus = Corpus("letters", documents, ("letters",), "", "")
+        kept = rows_of(corpus, tokenizer, Reading(length=10, pack=pack))
+        writer = Writer(model=None, length=10, prompt=6, eos=0, batch_size=1)
+        assert [tokenizer.decode(writer.prompt_of(kept, row)) for row in range(len(kept))] == wanted
 
 
 def test_a_share_of_none_leaves_the_data_and_a_share_of_some_writes_some(run: Run) -> None:
@@ -152,5 +162,5 @@ def test_what_cannot_be_is_refused(run: Run) -> None:
         Writing(by="teacher", teacher_mix=0.2)
     with pytest.raises(ConfigError, match="temperature is -1"):
         Writing(temperature=-1)
-    with pytest.raises(ConfigError, match="prompt is 12 but rows have 12 tokens"):
-        written(run, Writing(prompt=12))
+    with pytest.raises(ConfigError, match="prompt is 16 but rows have 16 tokens"):
+        written(run, Writing(prompt=16))

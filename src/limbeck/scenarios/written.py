@@ -31,12 +31,14 @@ class Writing:
 
     Attributes:
         share: chance λ in [0, 1] that a batch is written, drawn for each batch.
-        by: ``student``, with the weights that it then has, or ``teacher``.
+        by: ``student``, with the weights that it then has, or ``teacher``. A student that holds several
+            networks writes as the whole of them.
         lag: steps for which texts are written at once: the last of them are learnt from ``lag - 1`` steps
             after the student wrote them.
         replays: K different texts for each prompt, in turn, as a teacher writes them; None = a new one each
             time.
-        prompt: tokens at the beginning of a row that are kept, where the texts have no prompts.
+        prompt: tokens at the beginning of a row that are kept, where the texts have no prompts; fewer where
+            its first document has fewer.
         temperature: of the draws; 0 = the most probable token.
         top_k: draw among so many tokens; 0 = all.
         top_p: draw among the most probable tokens that hold this mass; 1 = all.
@@ -169,9 +171,12 @@ class Writer:
     other: tuple[Any, float] | None = None
 
     def prompt_of(self, rows: Rows, row: int) -> list[int]:
-        """What is kept of a row: the prompt, or its first tokens."""
-        counted = int((rows.following[row] != UNCOUNTED).nonzero()[0])
-        kept = counted + 1 if counted else self.prompt
+        """What is kept of a row: the prompt, or the first tokens of its first document."""
+        counts = rows.following[row] != UNCOUNTED
+        if rows.segments is not None:
+            counts &= rows.segments[row] == rows.segments[row, 0]
+        places = counts.nonzero().flatten().tolist()
+        kept = places[0] + 1 if places[0] else min(self.prompt, places[-1] + 1)
         found: list[int] = rows.ids[row, : min(kept, self.length - 1)].tolist()
         return found
 
