@@ -116,6 +116,18 @@ def test_every_sub_network_comes_nearer_to_the_teacher(place: Path) -> None:
     assert all(long[name] < short[name] for name in short)
 
 
+@pytest.mark.parametrize(
+    "sets", [("student.ends=false",), ("objective=[{name: labels}, {name: divergence}]",)]
+)
+def test_other_steps_and_objectives_are_searched_in_too(place: Path, sets: tuple[str, ...]) -> None:
+    search, usual = (figures(finished(place, *more))["search"] for more in (sets, ()))
+    assert search["chosen"] == min(
+        (c for c in search["candidates"] if c["cost"] < search["limit"]), key=lambda c: c["loss"]
+    )
+    assert [c["cost"] for c in search["candidates"]] == [c["cost"] for c in usual["candidates"]]
+    assert all(a["loss"] != b["loss"] for a, b in zip(search["candidates"], usual["candidates"], strict=True))
+
+
 def test_chance_is_the_seeds(place: Path) -> None:
     drawn = [figures(finished(place, "scenario.pick=chance", ALONE, f"seed={s}"))["search"] for s in range(4)]
     assert all(one["chosen"]["cost"] < one["limit"] for one in drawn)
