@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.report.study import BASELINE, BEST, Finding, Study, study
 
 GAINS = {"kd": {100: 3.0, 200: 2.0, 400: 0.5}, "rkl": {100: 2.5, 200: 2.5, 400: -0.5}}
@@ -104,6 +104,26 @@ def test_it_prints_itself_and_is_plain_data(folders: list[Path]) -> None:
     text = console.export_text()
     assert "gain in student.accuracy over lm" in text and "do the methods differ?" in text
     assert json.loads(json.dumps(found.data))["gains"]["kd"][0]["gain"] > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_teachers_figure_is_the_one_that_is_gained(folders: list[Path]) -> None:
+    for folder in folders:
+        place = folder / "result.json"
+        result = json.loads(place.read_text())
+        result["student"]["rouge_l"] = 0.5
+        if result["teacher"]:
+            result["teacher"]["rouge_l"] = 0.75
+        place.write_text(json.dumps(result))
+    for figure, wanted in (("student.rouge_l", 0.75), ("student.accuracy", 70.0)):
+        found = study(folders, baseline="lm", figure=figure)
+        assert {row["teacher"] for row in found.gains["kd"]} == {wanted}
+
+
+def test_two_runs_of_one_student_and_method_are_refused(folders: list[Path], tmp_path: Path) -> None:
+    again = run(tmp_path / "again", "kd", 100, 0, 50.0)
+    with pytest.raises(DataError, match=r"kd-100-0 and .*again are both kd, of one size and seed"):
+        study([*folders, again], baseline="lm")
 
 
 def test_what_cannot_be_compared_is_refused(folders: list[Path]) -> None:

@@ -10,22 +10,21 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from limbeck.errors import ConfigError, unknown
+from limbeck.errors import ConfigError, DataError, unknown
 from limbeck.metrics.statistics import Cell, Outcome, anova, holm, improvements, spearman, t_above_zero
 from limbeck.report.figures import lookup
 from limbeck.report.run import Run, finished, read_run
 
 QUALITY = "student.accuracy"
 SIZE = "cost.student.parameters"
-# What a gain is correlated with, each of the distilled run but the last, which is of its baseline.
+# What a gain is correlated with, each of the distilled run, besides what the teacher and the baseline have.
 TRAITS = {
     "size of the student": SIZE,
-    "teacher": "teacher.accuracy",
     "agreement": "fidelity.agreement",
     "KL": "fidelity.kl",
     "BLEU with the teacher": "fidelity.bleu",
 }
-BASELINE = "student without teacher"
+TEACHER, BASELINE = "teacher", "student without teacher"
 BEST = "the best of all methods, for each student"
 
 
@@ -99,7 +98,7 @@ def study(run_dirs: Iterable[str | Path], *, baseline: str, figure: str = QUALIT
     Students are paired by size (parameters), data and seed. The questions are the paper's: is the mean gain
     above 0 (t test of each method, and of each student's best), do the methods differ (analysis of variance),
     and Spearman's correlation of the gain with the student's size, the teacher's own figure, agreement, KL,
-    BLEU with the teacher's answers where there are any, and the figure without a teacher.
+    BLEU with the teacher's answers where there are any, and the student's figure without a teacher.
 
     Args:
         run_dirs: folders of finished runs: those of ``baseline``, and distilled ones.
@@ -107,7 +106,8 @@ def study(run_dirs: Iterable[str | Path], *, baseline: str, figure: str = QUALIT
         figure: dotted path in ``result.json`` of what is gained.
 
     Raises:
-        DataError: a folder is no run's, its run has not finished, or no student has a counterpart.
+        DataError: a folder is no run's, its run has not finished, two are of one student and method, or no
+            student has a counterpart.
         ConfigError: no run of the baseline, or of anything else.
 
     Source: Ramesh et al., Findings of ACL 2025 (arXiv 2505.15442), hypotheses H1 to H5.
@@ -122,7 +122,7 @@ def study(run_dirs: Iterable[str | Path], *, baseline: str, figure: str = QUALIT
         raise unknown("baseline", baseline, groups)
     if len(groups) < 2:
         raise ConfigError(f"all runs are of {baseline}: name distilled ones too")
-    alone = {cell_of(run): value_of(run, figure) for run in groups.pop(baseline)}
+    alone = {cell: value_of(run, figure) for cell, run in by_cell(groups.pop(baseline)).items()}
     gains = {method: gains_of(own, alone, figure) for method, own in groups.items()}
     tests = [*by_method(gains), *together([row for rows in gains.values() for row in rows])]
     adjusted = holm([test.outcome.p for test in tests])
@@ -134,6 +134,23 @@ def cell_of(run: Run) -> Cell:
     """Which student a run trained, on what."""
     result = finished(run)
     return Cell(size=str(lookup(result, SIZE)), task=str(result.get("data")), seed=int(result["seed"]))
+
+
+def by_cell(runs: Sequence[Run]) -> dict[Cell, Run]:
+    """The runs of one method by the student that they trained.
+
+    Raises:
+        DataError: two trained the same one.
+    """
+    found: dict[Cell, Run] = {}
+    for run in runs:
+        other = found.setdefault(cell_of(run), run)
+        if other is not run:
+            raise DataError(
+                f"{other.folder} and {run.folder} are both {run.name}, of one size and seed: leave one out, "
+                "or run one with --set name=..."
+            )
+    return found
 
 
 def value_of(run: Run, figure: str) -> float:
@@ -150,12 +167,13 @@ def value_of(run: Run, figure: str) -> float:
 
 def gains_of(runs: Sequence[Run], alone: Mapping[Cell, float], figure: str) -> list[dict[str, Any]]:
     """Each student's gain, with its traits."""
-    own = {cell_of(run): run for run in runs}
+    own = by_cell(runs)
+    traits = TRAITS | {TEACHER: f"teacher.{figure.rpartition('.')[2]}"}
     found = improvements({cell: value_of(run, figure) for cell, run in own.items()}, alone)
     return [
         {
             **asdict(cell), "gain": gain, BASELINE: alone[cell],
-            **{name: lookup(finished(own[cell]), path) for name, path in TRAITS.items()},
+            **{name: lookup(finished(own[cell]), path) for name, path in traits.items()},
         }
         for cell, gain in found.items()
     ]  # fmt: skip
@@ -187,7 +205,7 @@ def above_zero(rows: Sequence[Mapping[str, Any]], of: str) -> Finding:
 def together(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """What the gain goes with, over all students that have the trait."""
     found = []
-    for trait in (*TRAITS, BASELINE):
+    for trait in (*TRAITS, TEACHER, BASELINE):
         known = [row for row in rows if row[trait] is not None]
         if known:
             outcome = spearman([gain_of(row) for row in known], [float(row[trait]) for row in known])
