@@ -28,6 +28,7 @@ SLOTS = {
     "data": "data",
     "prompts": "prompts",
     "network": "students",
+    "oracle": "students",
 }
 """The keys that hold a choice, by its kind. A changed ``name`` there drops the fields of the other."""
 

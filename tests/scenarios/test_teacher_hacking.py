@@ -155,3 +155,13 @@ def test_what_cannot_be_is_refused(place: Path, tmp_path: Path) -> None:
         desk(place, tmp_path, "scenario.texts=10000")
     with pytest.raises(ConfigError, match="prompt is 24 but rows have 24 tokens"):
         desk(place, tmp_path, "scenario.prompt=24")
+    for given, told in (
+        ("student={name: elastic}", "it must begin with what the oracle wrote"),
+        (
+            f"scenario.oracle={{name: causal_lm, model: '{small_texts.model(place)}'}}",
+            "but the oracle was trained with",
+        ),
+    ):
+        asked = recipe(place, given, "data.tokenizer=bpe:300")
+        with pytest.raises(ConfigError, match=told):
+            asked.scenario.check(asked)

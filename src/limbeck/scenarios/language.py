@@ -335,12 +335,12 @@ class Tokens:
         return found
 
 
-def check_own(asked: Any, own: Any) -> None:
-    """Raise where a student that was trained with the tokenizer ``own`` would read other tokens."""
+def check_own(asked: Any, own: Any, who: str = "student") -> None:
+    """Raise where a network that was trained with the tokenizer ``own`` would read other tokens."""
     if vocabulary_hash(asked) != vocabulary_hash(own):
         raise ConfigError(
-            f"data.tokenizer has {len(asked)} tokens of its own, but the student was trained with {len(own)} "
-            "others: set it to null, or student.pretrained to false"
+            f"data.tokenizer has {len(asked)} tokens of its own, but the {who} was trained with {len(own)} "
+            f"others: name the {who}'s tokenizer, or take another {who}, not pretrained"
         )
 
 

@@ -21,7 +21,7 @@ from limbeck.errors import ConfigError
 from limbeck.metrics.hacking import Kind, distances, hacking_report, power_law
 from limbeck.metrics.statistics import mean_interval
 from limbeck.objectives.labels import Labels
-from limbeck.scenarios.language import Desk, Language, Tokens
+from limbeck.scenarios.language import Desk, Language, Tokens, check_own
 from limbeck.scenarios.pair import Pair, constants
 from limbeck.scenarios.token_figures import CHUNK
 from limbeck.scenarios.written import Texts, Writer, check_prompts, model_of
@@ -102,7 +102,14 @@ class TeacherHacking(Language):
                 f"scenario.oracle is {type(self.oracle).__name__}, which is no language model: take llama or "
                 "causal_lm"
             )
+        if recipe.student.needs_teacher:
+            raise ConfigError(
+                f"the student is {type(recipe.student).__name__}, made of its teacher's weights, but it must "
+                "begin with what the oracle wrote: take llama or causal_lm"
+            )
         tokens = Tokens(recipe)
+        if getattr(self.oracle, "pretrained", False):
+            check_own(tokens.tokenizer, self.oracle.tokenizer(), "oracle")
         if tokens.other is not None or tokens.lessons is not None:
             raise ConfigError("oracle, teacher and student must read the same tokens: leave teacher.data out")
         self.oracle.check(tokens.spec)
