@@ -173,7 +173,7 @@ def test_a_super_network_learns_without_a_search_too(place: Path) -> None:
     assert list(found["nested"]) == [f"space{n}.{end}" for n in (0, 1) for end in ("smallest", "largest")]
     assert found["nested"]["space1.largest"]["nll"] == pytest.approx(found["student"]["nll"], rel=1e-5)
     assert {path.name for path in (folder / "student").iterdir() if path.is_dir()} == set(found["nested"])
-    assert sum(w.numel() for w in small.weights(folder).values()) < found["cost"]["student"]["parameters"]
+    assert sum(w.numel() for w in small.weights(folder).values()) == found["cost"]["student"]["parameters"]
 
 
 @pytest.mark.parametrize("at", [3, 9, 14, 15, 16, 17])
