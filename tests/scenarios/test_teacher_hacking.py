@@ -18,6 +18,7 @@ from limbeck.engine.run import Run
 from limbeck.errors import ConfigError
 from limbeck.metrics import cost
 from limbeck.metrics.hacking import hacking_report, sequence_distance
+from limbeck.report.compare import compare
 from limbeck.scenarios.teacher_hacking import OracleDesk, TeacherHacking, points
 
 NET = "{name: llama, layers: 1, width: 8, heads: 2}"
@@ -86,6 +87,11 @@ def test_arms_differ_in_the_texts_alone(place: Path) -> None:
     for folder in folders:
         steps = [e["step"] for e in small.lines(folder) if e["event"] == "step" and e["stage"] == "train"]
         assert max(steps) == 11
+
+
+def test_seeds_answer_one_question(place: Path) -> None:
+    folders = [finished(place, OFFLINE), finished(place, OFFLINE, "seed=1")]
+    assert compare(folders).methods[0].spreads["hacking.golden_last"].n == 2
 
 
 def test_measuring_changes_nothing_of_the_training(place: Path) -> None:
