@@ -95,7 +95,7 @@ def test_stopped_while_it_is_filled(
 ) -> None:
     runs: list[Run] = []
     monkeypatch.setattr(Run, "__enter__", lambda self: runs.append(self) or self)
-    monkeypatch.setattr(Run, "__exit__", lambda *_: None)
+    monkeypatch.setattr(Run, "__exit__", lambda self, *_: self._log.close())
     asked.at = {2: lambda: runs[0].stop.set()}
     with pytest.raises(Interrupted, match="while the teacher was asked; continue with: limbeck resume"):
         api.run(small_texts.recipe(place, TOP), out=tmp_path / "run", quiet=True)
