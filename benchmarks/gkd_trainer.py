@@ -3,8 +3,9 @@
 Both sides start from one folder of weights, read the same rows of tokens, 12 steps to an epoch, and take the
 same steps of AdamW. Losses of a batch are compared first. TRL's side is ``GKDTrainer.train()`` without log
 and checkpoints (beta = 0: KL from the teacher); limbeck's is a whole stage of ``fit``, with log, guards and
-checkpoint. Times are of the processors, all threads together. Two pairs, since it depends on them: the larger
-the networks beside the vocabulary, the less is there to be gained from the loss.
+checkpoint. Times are of the processors, all threads together. Several settings, since it depends on them: the
+larger the networks beside the vocabulary, the less is there to be gained from the loss; the longer the
+prompts, of which nothing is learnt, the more; and the larger the teacher, the more from its cache.
 
 live: the teacher answers each batch.
 cached: the teacher's hidden states are kept in the first of five epochs: the same loss.
@@ -50,9 +51,13 @@ REQUIRED = {"live": 1.5, "cached": 3.0, "cached_top": 3.0}  # times the CPU time
 ROWS, BATCH, EPOCHS, LENGTH, RATE = 96, 8, 5, 128, 1e-3
 VOCABULARY = 4096
 Shape = dict[str, int]
-PAIRS: tuple[tuple[Shape, Shape], ...] = (  # student and teacher
-    ({"layers": 2, "width": 64, "heads": 2}, {"layers": 4, "width": 128, "heads": 4}),
-    ({"layers": 2, "width": 128, "heads": 4}, {"layers": 6, "width": 256, "heads": 8}),
+TINY, SMALL = {"layers": 2, "width": 64, "heads": 2}, {"layers": 2, "width": 128, "heads": 4}
+SETTINGS: tuple[tuple[Shape, Shape, int], ...] = (  # student, teacher, tokens of each row's prompt
+    (TINY, {"layers": 4, "width": 128, "heads": 4}, 1),
+    (TINY, {"layers": 4, "width": 128, "heads": 4}, LENGTH // 2),
+    (SMALL, {"layers": 6, "width": 256, "heads": 8}, 1),
+    (SMALL, {"layers": 6, "width": 256, "heads": 8}, LENGTH // 2),
+    (SMALL, {"layers": 12, "width": 384, "heads": 6}, LENGTH // 2),
 )
 ENGINE: dict[str, dict[str, Any]] = {
     "live": {"cache": False}, "cached": {}, "cached_top": {"cache_top_k": 64}
@@ -90,27 +95,28 @@ def recipe(teacher: Path, student: Path, engine: dict[str, Any]) -> dict[str, An
     }  # fmt: skip
 
 
-def desk_of(asked: Recipe, run: Any) -> Desk:
-    """The recipe's texts, of which the first full rows are learnt."""
+def desk_of(asked: Recipe, run: Any, prompt: int) -> Desk:
+    """The recipe's texts, of which the first full rows are learnt, but for the first ``prompt`` tokens."""
     desk = Desk(asked.scenario, asked, run)
     rows = desk.learning.rows
     full = (rows.following != -100).all(1).nonzero()[:ROWS, 0]
     desk.learning = desk.learning.subset(full)
+    desk.learning.rows.following[:, : prompt - 1] = -100
     return desk
 
 
-def limbeck_seconds(threads: int, places: tuple[Path, Path], engine: dict[str, Any]) -> float:
+def limbeck_seconds(threads: int, places: tuple[Path, Path], engine: dict[str, Any], prompt: int) -> float:
     """CPU seconds of the stage in which the student learns."""
     asked = config.build(recipe(*places, engine))
     with scratch_run(threads) as run:
         run.settings = replace(run.settings, **engine)
-        desk = desk_of(asked, run)
+        desk = desk_of(asked, run, prompt)
         began = time.process_time()
         asked.scenario.train(desk.pair, desk, asked.selector.prepare(None))
         return time.process_time() - began
 
 
-def trl_trainer(places: tuple[Path, Path], rows: torch.Tensor, folder: str) -> Any:
+def trl_trainer(places: tuple[Path, Path], rows: torch.Tensor, folder: str, prompt: int) -> Any:
     """GKDTrainer on the same rows [N, T + 1]."""
     teacher, student = (transformers.AutoModelForCausalLM.from_pretrained(place) for place in places)
     tokenizer = transformers.AutoTokenizer.from_pretrained(places[1])
@@ -124,10 +130,11 @@ def trl_trainer(places: tuple[Path, Path], rows: torch.Tensor, folder: str) -> A
 
     def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids = torch.tensor([item["input_ids"] for item in items])
-        ones = torch.ones_like(ids)
+        ones, labels = torch.ones_like(ids), ids.clone()
+        labels[:, :prompt] = -100
         return {
-            "input_ids": ids, "attention_mask": ones, "labels": ids.clone(),
-            "prompts": ids[:, :1], "prompt_attention_mask": ones[:, :1],
+            "input_ids": ids, "attention_mask": ones, "labels": labels,
+            "prompts": ids[:, :prompt], "prompt_attention_mask": ones[:, :prompt],
         }  # fmt: skip
 
     return GKDTrainer(
@@ -136,25 +143,25 @@ def trl_trainer(places: tuple[Path, Path], rows: torch.Tensor, folder: str) -> A
     )  # fmt: skip
 
 
-def measure(threads: int, repeats: int, student: Shape, teacher: Shape) -> list[dict[str, Any]]:
-    """One pair: whole trainings in turn, each from the same start."""
+def measure(threads: int, repeats: int, student: Shape, teacher: Shape, prompt: int) -> list[dict[str, Any]]:
+    """One setting: whole trainings in turn, each from the same start."""
     with tempfile.TemporaryDirectory() as name:
         places = folders(Path(name), student, teacher)
-        tokens = compared(threads, places, name)
+        tokens = compared(threads, places, name, prompt)
         times: dict[str, list[float]] = {"trl": [], **{side: [] for side in ENGINE}}
         for _ in range(repeats):
-            trainer = trl_trainer(places, tokens, name)
+            trainer = trl_trainer(places, tokens, name, prompt)
             began = time.process_time()
             trainer.train()
             times["trl"].append(time.process_time() - began)
             assert trainer.state.global_step == ROWS // BATCH * EPOCHS
             for side, engine in ENGINE.items():
-                times[side].append(limbeck_seconds(threads, places, engine))
+                times[side].append(limbeck_seconds(threads, places, engine, prompt))
     seconds = {side: median(values) for side, values in times.items()}
     return [
         {
             "side": side, "steps": ROWS // BATCH * EPOCHS, "batch": BATCH, "length": LENGTH,
-            "vocabulary": VOCABULARY, "student": student, "teacher": teacher,
+            "prompt": prompt, "vocabulary": VOCABULARY, "student": student, "teacher": teacher,
             "cpu_seconds": round(seconds[side], 2), "trl_cpu_seconds": round(seconds["trl"], 2),
             "times_as_fast": round(seconds["trl"] / seconds[side], 2), "required": required,
         }
@@ -162,14 +169,15 @@ def measure(threads: int, repeats: int, student: Shape, teacher: Shape) -> list[
     ]  # fmt: skip
 
 
-def compared(threads: int, places: tuple[Path, Path], folder: str) -> torch.Tensor:
+def compared(threads: int, places: tuple[Path, Path], folder: str, prompt: int) -> torch.Tensor:
     """The rows [N, T + 1] that both sides read; stops where their losses differ."""
     with scratch_run(threads) as run:
-        desk = desk_of(config.build(recipe(*places, {})), run)
+        desk = desk_of(config.build(recipe(*places, {})), run, prompt)
         rows, index = desk.learning.rows, desk.learning.index
         tokens = torch.cat([rows.ids[index], rows.following[index][:, -1:]], 1)
         ours = first_loss(desk)
-    torch.testing.assert_close(ours, first_loss_of(trl_trainer(places, tokens, folder)), rtol=1e-5, atol=0)
+    theirs = first_loss_of(trl_trainer(places, tokens, folder, prompt))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
     return tokens
 
 
@@ -192,11 +200,11 @@ def first_loss_of(trainer: Any) -> torch.Tensor:
 
 
 def main() -> None:
-    """Measure both pairs."""
+    """Measure each setting."""
     given = arguments(__doc__, 3, "gkd_trainer.json").parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(given.threads)
-    figures = [row for pair in PAIRS for row in measure(given.threads, given.repeats, *pair)]
+    figures = [row for each in SETTINGS for row in measure(given.threads, given.repeats, *each)]
     write(given.out, given.repeats, figures)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2**24  # logits of one network in a chunk: enough rows that the products take most of the time
 BLOCK = 2**17  # logits of one network in a block: a few such tensors fit a core's own cache
+TOP_BLOCK = 2**20  # the same of a teacher of top tokens alone, which many rows together make worth a call
 PART = 2**22  # numbers of a weight that are brought to full precision at a time
 
 
@@ -194,7 +195,8 @@ class _Job:
             scale = None
         states, columns = self.student.states, max(_columns(self.student, self.vocabulary), 1)
         rows = max(min(self.rows or CHUNK // columns, len(states)), 1)
-        block = max(BLOCK // columns, 1) if states.device.type == "cpu" else rows
+        block = max((TOP_BLOCK if isinstance(self.teacher, TopTokens) else BLOCK) // columns, 1)
+        block = block if states.device.type == "cpu" else rows
         own, other = _Layer(self.student, columns, rows, self.dtype), None
         if isinstance(self.teacher, Hidden):
             other = _Layer(self.teacher, columns, rows, self.dtype)
