@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.engine import small
+from tests.engine import small, small_texts
 from torch import nn
 
 import limbeck
@@ -57,16 +57,54 @@ def test_a_timm_student_is_loaded_by_timm(tmp_path: Path) -> None:
 def test_an_onnx_file_answers_as_the_student(taught: Path) -> None:
     import onnxruntime
 
-    written = limbeck.export(taught, onnx=True)
-    assert written.onnx is not None
+    written = limbeck.export(taught, int8=True)
+    assert written.onnx is not None and written.int8 is not None
     assert written.onnx["difference"] < 1e-4
     assert written.onnx["samples"] == exporting.CHECKED
     assert json.loads((taught / "student" / "onnx.json").read_text()) == written.onnx
-    images = exporting.test_images(config.load(taught / "recipe.yaml"), 7)
+    images = exporting.test_inputs(config.load(taught / "recipe.yaml"), 7)
     session = onnxruntime.InferenceSession(taught / "student" / "model.onnx")
     (said,) = session.run(None, {"input": images.numpy()})
     np.testing.assert_allclose(said, asked(limbeck.load_student(taught), images).numpy(), atol=1e-4)
     assert f"{written.onnx['difference']:.1e}" in written.card.read_text()
+    result, int8 = json.loads((taught / "result.json").read_text()), written.int8
+    assert json.loads((taught / "student" / "int8.json").read_text()) == int8
+    assert int8["float"]["accuracy"] == pytest.approx(result["student"]["accuracy"])
+    assert int8["float"]["nll"] == pytest.approx(result["student"]["nll"], rel=1e-4)
+    assert int8["samples"] == 450
+    session = onnxruntime.InferenceSession(taught / "student" / "model.int8.onnx")
+    data = config.load(taught / "recipe.yaml").data.seeded(0).load().test
+    images = exporting.test_inputs(config.load(taught / "recipe.yaml"), 450)
+    (said,) = session.run(None, {"input": images.numpy()})
+    assert int8["int8"]["accuracy"] == pytest.approx(100 * np.mean(said.argmax(1) == data.labels.numpy()))
+    assert int8["bytes"] < int8["float_bytes"] == written.onnx["bytes"]
+    told = f"accuracy {int8['int8']['accuracy']:.1f} % against {int8['float']['accuracy']:.1f} %"
+    assert told in written.card.read_text()
+
+
+def test_a_language_model_is_written_for_any_number_and_length_of_texts(tmp_path: Path) -> None:
+    """What is measured on the file, document by document, is what the run measured on packed rows."""
+    import onnxruntime
+
+    sets = ("scenario.epochs=1", "data.pack=true", "scenario.eval_rows=9")
+    folder = limbeck.run(small_texts.recipe(tmp_path, *sets), out=tmp_path / "run", quiet=True).folder
+    written = limbeck.export(folder, int8=True)
+    assert written.onnx is not None and written.int8 is not None
+    assert written.onnx["difference"] < 1e-4
+    figures = json.loads((folder / "result.json").read_text())
+    assert written.int8["float"]["perplexity"] == pytest.approx(figures["student"]["perplexity"], rel=1e-4)
+    assert written.int8["float"]["accuracy"] == pytest.approx(figures["student"]["accuracy"])
+    assert written.int8["int8"]["perplexity"] == pytest.approx(figures["student"]["perplexity"], rel=0.1)
+    model, student = folder / "student" / "model.onnx", limbeck.load_student(folder)
+    session = onnxruntime.InferenceSession(model)
+    for shape in ((1, 1), (3, 5), (2, 70)):
+        ids = torch.randint(9, shape, generator=torch.Generator().manual_seed(0))
+        (said,) = session.run(None, {"input_ids": ids.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(said, student.network(input_ids=ids).logits.numpy(), atol=1e-4)
+    text = written.card.read_text()
+    assert '{"input_ids": inputs}' in text
+    assert f"against {written.int8['float']['perplexity']:.3f}" in text
 
 
 def test_a_prompted_transformer_exports_what_it_predicts(tmp_path: Path) -> None:
@@ -80,6 +118,7 @@ def test_a_prompted_transformer_exports_what_it_predicts(tmp_path: Path) -> None
     text = written.card.read_text()
     assert "| average accuracy |" in text
     assert "limbeck.load_student" in text
+    assert "timm loads that backbone, but knows" in text
 
 
 class TwoHeads(Tapped):
@@ -103,15 +142,6 @@ def test_nothing_that_was_learnt_is_left_out() -> None:
     assert core(single) is single.network
 
 
-def test_a_wrapped_student_exports_its_own_answer(tmp_path: Path) -> None:
-    student = TwoHeads().eval()
-    images = torch.randn(9, 1, 2, 2)
-    found = exporting.to_onnx(exporting.Answer(student), images, tmp_path / "model.onnx")
-    assert found.samples == 9
-    assert found.difference < 1e-5
-    assert found.scale == pytest.approx(float(asked(student, images).abs().max()))
-
-
 class Fickle(nn.Module):
     """Answers otherwise each time it is asked."""
 
@@ -126,6 +156,36 @@ def test_a_file_that_answers_otherwise_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(GuardError, match="answers otherwise than the student, by up to"):
         exporting.to_onnx(Fickle(), torch.ones(4, 1, 2, 2), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def spoilt(given: Path, to: Path, **_: Any) -> None:
+    """In the place of quantisation: weights that are no numbers."""
+    import onnx
+
+    model = onnx.load(given)
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight)
+        if values.dtype == np.float32:
+            weight.CopyFrom(onnx.numpy_helper.from_array(values * np.float32("nan"), weight.name))
+    onnx.save(model, to)
+
+
+def test_a_quantised_file_that_fails_does_not_replace_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime import quantization
+
+    images = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    exporting.to_onnx(MLP(4, [8], 3).eval(), images, tmp_path / "model.onnx")
+    good = exporting.to_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", [(images, None)])
+    monkeypatch.setattr(quantization, "quantize_dynamic", spoilt)
+    with pytest.raises(GuardError, match="no numbers: it was not kept"):
+        exporting.to_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", [(images, None)])
+    assert exporting.described(tmp_path / "int8.onnx").items() <= good.items()
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ConfigError, match=r"model.onnx cannot be quantised \(.*: use it as it is"):
+        exporting.to_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", [(images, None)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.onnx", "model.onnx"]
 
 
 def test_what_is_missing_is_one_line_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +206,11 @@ def test_a_student_from_python_is_exported_with_its_inputs(tmp_path: Path) -> No
     )
     with pytest.raises(ConfigError, match="examples is not given"):
         api.export(run.folder, onnx=True, student=student)
-    written = api.export(run.folder, onnx=True, student=student, examples=inputs)
-    assert written.onnx is not None
+    written = api.export(
+        run.folder, int8=True, student=student, examples=inputs, labels=inputs[:, :3].argmax(1)
+    )
+    assert written.onnx is not None and written.int8 is not None
+    assert 0 < written.int8["float"]["accuracy"] <= 100
     assert written.onnx["samples"] == 30
     text = written.card.read_text()
     assert "Nothing was measured: the run had no test data." in text

@@ -188,32 +188,41 @@ class Export:
     Attributes:
         folder: the student's folder.
         card: the model card.
-        onnx: the ONNX file's name, its largest difference from the student, the largest logit and the number
-            of inputs compared; None where it was not asked for.
+        onnx: the ONNX file's name, size and sum, its largest difference from the student, the largest logit
+            and the number of inputs compared; None where it was not asked for.
+        int8: the same of the quantised file, with its figures on the test split beside those of the other;
+            None where it was not asked for.
     """
 
     folder: Path
     card: Path
     onnx: dict[str, Any] | None
+    int8: dict[str, Any] | None
 
 
 def export(
     folder: str | Path,
     *,
     onnx: bool = False,
+    int8: bool = False,
     student: torch.nn.Module | None = None,
     examples: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
 ) -> Export:
     """Write the model card of a finished run anew and, on request, its student as ``student/model.onnx``.
 
     The ONNX file maps a float32 batch of any size, as the student reads it, to the logits that the student
-    predicts with. It is compared with the student on real test inputs before it is kept.
+    predicts with; that of a language model maps token ids [B, T], both free, to logits [B, T, V]. It is
+    compared with the student on real test inputs before it is kept.
 
     Args:
         folder: the run's.
         onnx: write the ONNX file.
+        int8: write it, and ``student/model.int8.onnx``, with weights of eight bits, measured on the test
+            split.
         student: the module itself, where the run was made by ``distill``.
-        examples: inputs [N, ...] that the two are compared on; None = the first test images.
+        examples: inputs [N, ...] that they are compared on; None = test inputs.
+        labels: what is right [N] for ``examples``, so that accuracy is measured.
 
     Raises:
         LimbeckError: no finished run, a missing package, a network that ONNX cannot hold, or a file that
@@ -221,18 +230,25 @@ def export(
     """
     folder = Path(folder)
     to = folder / "student"
-    found = None
-    if onnx:
+    found: dict[str, dict[str, Any]] = {}
+    if onnx or int8:
         from limbeck import exporting
 
         if student is not None and examples is None:
             raise ConfigError("examples is not given: a student from Python is compared on inputs of yours")
-        network = exporting.Answer(load_student(folder)) if student is None else student.eval()
+        network = exporting.answering(load_student(folder)) if student is None else student.eval()
         if examples is None:
-            examples = exporting.test_images(config.load(folder / "recipe.yaml"))
-        found = exporting.to_onnx(network, examples, to / "model.onnx").as_dict()
-        write_json(to / "onnx.json", found)
-    return Export(to, write_card(folder), found)
+            recipe = config.load(folder / "recipe.yaml")
+            names = (read_result(folder) or {})["student"].get("class_names") or []
+            examples, answers = exporting.test_inputs(recipe), exporting.test_answers(recipe, names)
+        else:
+            answers = iter([(examples, labels)])
+        found["onnx"] = exporting.to_onnx(network, examples, to / "model.onnx").as_dict()
+        write_json(to / "onnx.json", found["onnx"])
+    if int8:
+        found["int8"] = exporting.to_int8(to / "model.onnx", to / "model.int8.onnx", answers)
+        write_json(to / "int8.json", found["int8"])
+    return Export(to, write_card(folder), found.get("onnx"), found.get("int8"))
 
 
 def load_student(folder: str | Path) -> Any:

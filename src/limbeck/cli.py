@@ -163,25 +163,29 @@ def report(run: Path, /, *, as_json: Json = False) -> None:
 
 @app.command
 def export(
-    run: Path, /, *, onnx: Annotated[bool, Parameter(negative=())] = False, as_json: Json = False
+    run: Path,
+    /,
+    *,
+    onnx: Annotated[bool, Parameter(negative=())] = False,
+    int8: Annotated[bool, Parameter(negative=())] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the model card of a run's student anew and, on request, the student as ONNX.
 
     Args:
         run: The folder of a finished run.
         onnx: Write student/model.onnx, compared with the student on test inputs.
+        int8: Write student/model.int8.onnx too, with weights of eight bits, measured on the test split.
         as_json: Print what was written as JSON.
     """
     from limbeck import api
+    from limbeck.report.card import export_lines
 
-    written = api.export(run, onnx=onnx)
+    written = api.export(run, onnx=onnx, int8=int8)
     lines = [f"weights: {written.folder / 'model.safetensors'}", f"card: {written.card}"]
-    if written.onnx is not None:
-        close = f"largest difference {written.onnx['difference']:.1e} in logits up to "
-        close += f"{written.onnx['largest_logit']:.1f}, on {written.onnx['samples']} test inputs"
-        lines.append(f"onnx: {written.folder / written.onnx['file']}, {close}")
-    said = {"folder": str(written.folder), "card": str(written.card), "onnx": written.onnx}
-    _print(said, "\n".join(lines), as_json)
+    lines += export_lines(written.folder, written.onnx, written.int8)
+    said = {"folder": str(written.folder), "card": str(written.card)}
+    _print({**said, "onnx": written.onnx, "int8": written.int8}, "\n".join(lines), as_json)
 
 
 @app.command

@@ -70,7 +70,7 @@ def test_every_run_is_evaluated_in_full(tmp_path: Path) -> None:
     assert 0 < found["fidelity"]["cka"] <= 1
     student = limbeck.load_student(tmp_path / "run")
     recipe = config.load(tmp_path / "run" / "recipe.yaml")
-    images = exporting.test_images(recipe, 450)
+    images = exporting.test_inputs(recipe, 450)
     with torch.no_grad():
         right = exporting.Answer(student)(images).argmax(1) == recipe.data.load().test.labels
     assert 100 * float(right.double().mean()) == pytest.approx(found["student"]["accuracy"])

@@ -79,7 +79,7 @@ def subclass_log_probs(logits: Tensor, scores: Tensor, temperature: float = 1.0)
 
 def fold(logits: Tensor, classes: int) -> Tensor:
     """Class logits [N, C] of subclass logits [N, C * S]: their softmax sums each class's subclasses."""
-    return full_precision(logits).reshape(len(logits), classes, -1).logsumexp(-1)
+    return torch.unflatten(full_precision(logits), 1, (classes, -1)).logsumexp(-1)
 
 
 def subclass_kl(

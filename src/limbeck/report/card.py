@@ -43,7 +43,7 @@ def card(run: Run) -> str:
     """The card as Markdown, with the front matter that the Hugging Face hub reads."""
     result = finished(run)
     config = _read(run.folder / "student" / "config.json")
-    onnx = _read(run.folder / "student" / "onnx.json")
+    onnx, int8 = (_read(run.folder / "student" / name) for name in ("onnx.json", "int8.json"))
     blocks = [
         "\n".join(_front(result, config)),
         f"# {run.name}",
@@ -52,7 +52,8 @@ def card(run: Run) -> str:
         "\n".join(["## Protocol", "", *_protocol(result)]),
         "\n".join(["## Data", "", *_data(result, config)]),
         "\n".join(["## Teacher", "", *_teacher(run, result)]),
-        "\n".join(["## How to load it", "", *_loading(run, result, config, onnx)]),
+        "\n".join(["## How to load it", "", *_loading(run, result, config)]),
+        *(["\n".join(["## As ONNX", "", *_onnx(result, onnx, int8)])] if onnx else []),
         "\n".join(["## Limits", "", *_limits(run, result)]),
         "\n".join(["## How it was made", "", *_making(run, result)]),
     ]
@@ -162,9 +163,7 @@ def _objective(choice: Any) -> str:
     return f"{choice.get('name')}{f' ({fields})' if fields else ''}"
 
 
-def _loading(
-    run: Run, result: Mapping[str, Any], config: Mapping[str, Any], onnx: Mapping[str, Any]
-) -> Iterator[str]:
+def _loading(run: Run, result: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     if figures.of_text(result):
         yield from _loading_text(run)
         return
@@ -181,18 +180,50 @@ def _loading(
         yield "The network was given from Python: make it again and load `model.safetensors` into it:"
         yield from ("", "```python", "from safetensors.torch import load_file", "")
         yield from ('network.load_state_dict(load_file("model.safetensors"))', "```")
-    else:
-        yield from ("With limbeck, from the run's folder:", "", "```python", "import limbeck", "")
-        yield f'student = limbeck.load_student("{run.folder.name}")'
-        yield "logits = student.predict(student(batch))  # batch: limbeck.contracts.Batch"
-        yield "```"
+        return
+    yield from ("With limbeck, from the run's folder:", "", "```python", "import limbeck", "")
+    yield f'student = limbeck.load_student("{run.folder.name}")'
+    yield "logits = student.predict(student(batch))  # batch: limbeck.contracts.Batch"
+    yield "```"
+    backbone = (config.get("student") or {}).get("backbone")
+    if backbone:
+        yield ""
+        yield "`model.safetensors` holds what was learnt: prompts and heads. The frozen backbone"
+        yield f"`{backbone}` is taken by its name, so it must be there. timm loads that backbone, but knows"
+        yield "no prompts, so timm alone cannot give these answers; the file that `limbeck export RUN --onnx`"
+        yield "writes holds all of it."
+
+
+def _onnx(result: Mapping[str, Any], onnx: Mapping[str, Any], int8: Mapping[str, Any]) -> Iterator[str]:
+    given = "input_ids" if figures.of_text(result) else "input"
+    what = "token ids [B, T], int64" if figures.of_text(result) else "images, float32, any batch size"
+    yield from ("```python", "import onnxruntime", "")
+    yield f'session = onnxruntime.InferenceSession("{onnx["file"]}")'
+    yield f'(logits,) = session.run(None, {{"{given}": inputs}})  # {what}'
+    yield from ("```", "", *(f"- {line}" for line in export_lines(Path(), onnx, int8)))
+    if figures.of_text(result):
+        yield "- a row is one document; what pads it stands behind its tokens"
+
+
+def export_lines(
+    folder: Path, onnx: Mapping[str, Any] | None, int8: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """What ``limbeck export`` says of its ONNX files, a line each."""
     if onnx:
-        yield from ("", "With onnxruntime:", "", "```python", "import onnxruntime", "")
-        yield f'session = onnxruntime.InferenceSession("{onnx["file"]}")'
-        yield '(logits,) = session.run(None, {"input": images})  # float32, any batch size'
-        yield from ("```", "")
-        yield f"Its logits differ from the student's by at most {onnx['difference']:.1e} on"
-        yield f"{onnx['samples']} test inputs; the largest logit there is {onnx['largest_logit']:.1f}."
+        close = f"largest difference from the student {onnx['difference']:.1e} in logits up to "
+        close += f"{onnx['largest_logit']:.1f}, on {onnx['samples']} test inputs"
+        yield f"onnx: {folder / onnx['file']}, {_size(onnx['bytes'])}, {close}"
+    if int8:
+        told = f"agrees with it on {int8['agreement']:.1f} % of {int8['samples']} answers"
+        for name, unit, digits in (("accuracy", " %", 1), ("perplexity", "", 3)):
+            if name in int8.get("float", {}):
+                before, after = int8["float"][name], int8["int8"][name]
+                told += f", {name} {after:.{digits}f}{unit} against {before:.{digits}f}{unit}"
+        yield f"int8: {folder / int8['file']}, {_size(int8['bytes'])}, {told}"
+
+
+def _size(count: float) -> str:
+    return f"{figures.count(count)}B"
 
 
 def _loading_text(run: Run) -> Iterator[str]:

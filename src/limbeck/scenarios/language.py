@@ -303,7 +303,18 @@ class Tokens:
                 f"teacher and student read different tokens ({len(other)} and {len(self.tokenizer)}): "
                 "take a student with the teacher's tokenizer, or the objective uld, which aligns them"
             )
-        self.spec = spec_of(self.tokenizer, reading)
+        self.reading, self.spec = reading, spec_of(self.tokenizer, reading)
+
+    def rows(self, corpus: Corpus) -> Rows:
+        """Texts in rows, as both networks read them."""
+        if self.other is None:
+            return rows_of(corpus, self.tokenizer, self.reading)
+        return aligned_rows(corpus, self.tokenizer, self.other, self.reading)
+
+    @property
+    def test(self) -> Rows:
+        """The test part in rows."""
+        return self.rows(self.splits.test)
 
     @property
     def teachers(self) -> Spec:
@@ -388,10 +399,9 @@ class Desk:
     def __init__(self, plan: Language, recipe: Any, run: Run) -> None:
         self.plan, self.recipe, self.run = plan, recipe, run
         self.tokens = Tokens(recipe)
-        splits, reading = self.tokens.splits, recipe.data.reading
-        self.train_rows, validation, self.test_rows = (
-            self._rows(part, reading) for part in (splits.train, splits.validation, splits.test)
-        )
+        rows, splits = self.tokens.rows, self.tokens.splits
+        self.train_rows, validation = rows(splits.train), rows(splits.validation)
+        self.test_rows = self.tokens.test
         whole, count = self.train_rows.joined(validation), len(self.train_rows)
         places, seed = torch.arange(len(whole)), derive(run.seed, "batches")
         self.held_out = places[count:]
@@ -424,10 +434,6 @@ class Desk:
         rows = rows_of(self.tokens.lessons.train, tokenizer, recipe.teacher.lessons().reading)
         seed = derive(self.run.seed, "lessons")
         return TokenBatches(rows, batch_size=self.plan.batch_size, seed=seed)
-
-    def _rows(self, corpus: Corpus, reading: Reading) -> Rows:
-        own, other = self.tokens.tokenizer, self.tokens.other
-        return rows_of(corpus, own, reading) if other is None else aligned_rows(corpus, own, other, reading)
 
     def readers(self) -> dict[str, Reader]:
         """Both networks, as they are used by themselves, with what they read texts by."""
