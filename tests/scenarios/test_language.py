@@ -15,7 +15,7 @@ from tests.engine.killing import killed_and_resumed
 from limbeck import api
 from limbeck.data.tokens import Rows, batch_of
 from limbeck.engine import capture
-from limbeck.errors import NonFiniteError
+from limbeck.errors import ConfigError, NonFiniteError
 from limbeck.metrics import cost
 from limbeck.nets.causal_lm import CausalLM
 from limbeck.nets.language_models import load_model
@@ -235,6 +235,39 @@ def test_a_teacher_that_learns_is_taken_from_another_run(place: Path) -> None:
 
 CUT = "student={{name: causal_lm, model: '{}', layers: 1}}"
 LORA = "student={{name: causal_lm, model: '{}', lora: {{r: 2, target_modules: [q_proj, v_proj]}}}}"
+
+
+START = ("scenario.start_epochs=1", "engine.reuse_teachers=true")
+
+
+def test_a_student_may_begin_with_the_texts_alone(place: Path, tmp_path: Path) -> None:
+    folders = []
+    for number, rate in enumerate((1e-9, 1e-9, 0.01)):
+        sets = (*START, ONE, "scenario.teacher_optim.lr=0.01", f"scenario.optim.lr={rate}")
+        recipe = small_texts.recipe(place, *sets, f"engine.cache_root={tmp_path / 'caches'}")
+        folders.append(api.run(recipe, out=tmp_path / str(number), quiet=True).folder)
+    logs = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in folders]
+    steps = [line for line in logs[0] if line["event"] == "step" and line["stage"] == "start"]
+    assert list(steps[0]["terms"]) == ["labels"] and steps[-1]["loss"] < steps[0]["loss"]
+    assert [any(line["event"] == "teacher_reused" for line in log) for log in logs] == [False, True, True]
+    assert gap(folders[0], folders[1]) == 0
+    assert gap(folders[0], folders[2]) > 1e-3
+    # a distillation that does not move leaves what the labels taught
+    untaught = finished(place, ONE, "scenario.optim.lr=1e-9")
+    assert figures(folders[0])["student"]["nll"] < figures(untaught)["student"]["nll"] - 0.1
+
+
+@pytest.mark.parametrize("at", [3, 25])
+def test_a_start_that_was_killed_is_resumed(place: Path, tmp_path: Path, at: int) -> None:
+    sets = ("scenario.start_epochs=1", ONE)
+    folder = killed_and_resumed(small_texts.recipe(place, *sets), tmp_path / "run", at=at)
+    small.assert_same(folder, finished(place, *sets))
+
+
+def test_a_student_of_its_teachers_weights_has_begun(place: Path, tmp_path: Path) -> None:
+    asked = small_texts.recipe(place, "student={name: elastic}", "scenario.start_epochs=1")
+    with pytest.raises(ConfigError, match=r"start_epochs is 1.*its teacher's weights"):
+        api.run(asked, out=tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize("student", [None, CUT, LORA], ids=["fresh", "cut", "adapters"])

@@ -124,6 +124,13 @@ class Watched:
         self.net.train()
 
 
+def by_labels(net: Net) -> Distillation:
+    """A step of ``net`` on the labels alone."""
+    dummy = Outputs(torch.empty(1, 2))
+    objective = Labels()
+    return Distillation(net, {"labels": objective.build(dummy, dummy)}, objective.needs())
+
+
 def facts_of(selection: Any) -> dict[str, Any]:
     """What ``result.json`` says of a selection; nothing where it has nothing to say."""
     found = selection.facts()

@@ -27,7 +27,7 @@ from limbeck.errors import ConfigError
 from limbeck.nets.causal_lm import CausalLM, check_packing
 from limbeck.nets.language_models import load_model
 from limbeck.scenarios.answers import answered
-from limbeck.scenarios.course import Lessons, Watched, facts_of
+from limbeck.scenarios.course import Lessons, Watched, by_labels, facts_of
 from limbeck.scenarios.exposures import Reader, exposures
 from limbeck.scenarios.fit_together import check_objectives, has_teacher, named
 from limbeck.scenarios.judging import judged
@@ -51,6 +51,8 @@ class Language(Scenario):
         optim: the student's optimiser.
         teacher_epochs: epochs of a teacher that learns; None = as many as the student's.
         teacher_optim: its optimiser; None = the student's.
+        start_epochs: epochs in which the student first learns the texts as they come, from the labels alone
+            and with the teacher's optimiser, so that a teacher finds a language model; None = 0.
         writing: what part of the training texts a network writes itself; None = none.
         answers: prompts of the test part that are answered, at most, evenly spread over it, where the texts
             have prompts; 0 = none.
@@ -67,6 +69,7 @@ class Language(Scenario):
     optim: Optim = field(default_factory=lambda: Optim(name="adamw", lr=3e-3, schedule="cosine", clip=1.0))
     teacher_epochs: int | None = None
     teacher_optim: Optim | None = None
+    start_epochs: int | None = None
     writing: Writing | None = None
     answers: int = 16
     answer_tokens: int = 64
@@ -76,6 +79,8 @@ class Language(Scenario):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: allowed are values of at least 1")
+        if self.start_epochs is not None and self.start_epochs < 0:
+            raise ConfigError(f"start_epochs is {self.start_epochs}: allowed are values of at least 0")
         if self.answers < 0 or self.answer_tokens < 1:
             raise ConfigError(
                 f"answers is {self.answers} of {self.answer_tokens} tokens: allowed are numbers from 0, of "
@@ -92,6 +97,11 @@ class Language(Scenario):
             check_objectives(recipe)
         tokens = Tokens(recipe)
         recipe.student.check(tokens.spec)
+        if self.start_epochs and recipe.student.needs_teacher:
+            raise ConfigError(
+                f"scenario.start_epochs is {self.start_epochs}, but the student is "
+                f"{type(recipe.student).__name__}, which begins with its teacher's weights: set it to 0"
+            )
         if has_teacher(recipe):
             recipe.teacher.check(tokens.teachers)
 
@@ -106,6 +116,7 @@ class Language(Scenario):
         pair = desk.pair
         if pair.learns:
             self.teach(pair, desk)
+        self.begin(pair, desk)
         lessons = Lessons(
             pair, desk.everything, desk.learning, desk.held_out, self.optim, steps=self.epoch_steps
         )
@@ -129,26 +140,32 @@ class Language(Scenario):
         return None
 
     def teach(self, pair: Pair, desk: Desk) -> None:
-        """The stage ``teacher``: it learns the texts, or is taken from a run that taught it the same way."""
-        run, teacher = pair.run, pair.teacher
-        assert teacher is not None
-        epochs, optim = self.teacher_epochs or self.epochs, self.teacher_optim or self.optim
-        key = desk.teacher_key() | {"epochs": epochs, "optim": repr(optim), "steps": self.epoch_steps}
-        book, reuse = shared.Teachers(pair.root, key), run.settings.reuse_teachers
+        """The stage ``teacher``: it learns the texts."""
+        assert pair.teacher is not None
         pair.teach(True)
-        if not (reuse and book.take(run, "teacher", teacher)):
-            source = desk.source(desk.taught, steps=self.epoch_steps)
-            run.meter.plan["teacher"] = source.steps * epochs
-            fit(
-                run,
-                "teacher",
-                [Turn("teacher", pair.lesson(None), optim, constants(pair.nets()))],
-                source,
-                epochs,
-            )
+        epochs = self.teacher_epochs or self.epochs
+        self.learn(desk, "teacher", pair.teacher, desk.taught, epochs, desk.key("teacher"))
+        pair.teacher.finish_task()
+
+    def begin(self, pair: Pair, desk: Desk) -> None:
+        """The stage ``start``: the student learns the texts before it has a teacher."""
+        if self.start_epochs:
+            self.learn(desk, "start", pair.student, desk.learning, self.start_epochs, desk.key("start"))
+
+    def learn(
+        self, desk: Desk, stage: str, net: Net, batches: TokenBatches, epochs: int, key: Mapping[str, Any]
+    ) -> None:
+        """A stage in which ``net`` learns texts by their labels, or is taken from a run where it learnt them
+        the same way: all of that is in ``key``, besides epochs, their steps and the optimiser."""
+        run, optim = desk.run, self.teacher_optim or self.optim
+        made = {**key, "epochs": epochs, "optim": repr(optim), "steps": self.epoch_steps}
+        book, reuse = shared.Teachers(desk.pair.root, made), run.settings.reuse_teachers
+        if not (reuse and book.take(run, stage, net)):
+            source = desk.source(batches, steps=self.epoch_steps)
+            run.meter.plan[stage] = source.steps * epochs
+            fit(run, stage, [Turn(stage, by_labels(net), optim, constants({stage: net}))], source, epochs)
             if reuse and run.pending is None:
-                book.keep(teacher, run.seconds["teacher"])
-        teacher.finish_task()
+                book.keep(net, run.seconds[stage])
 
     def train(self, pair: Pair, desk: Desk, selection: Selection) -> dict[str, Any]:
         """The student's training; returns what ``result.json`` says of it."""
@@ -210,6 +227,7 @@ class Language(Scenario):
         """What a reader must know to compare the figures with others."""
         return {
             "epochs": self.epochs, "epoch_steps": self.epoch_steps, "batch": self.batch_size,
+            "start_epochs": self.start_epochs or 0,
             "optimiser": f"{self.optim.name}, lr {self.optim.lr}", "ema": self.optim.ema,
             "writing": None if self.writing is None else asdict(self.writing),
             "evaluated": "last epoch, on the test texts; nothing is chosen on them",
@@ -473,13 +491,18 @@ class Desk:
             teacher=model_of(nets["teacher"]) if plan.teacher_mix else None,
         )  # fmt: skip
 
-    def teacher_key(self) -> dict[str, Any]:
-        """All that the teacher's weights depend on, besides epochs and optimiser."""
-        settings, teacher = self.run.settings, self.pair.teacher
+    def key(self, stage: str) -> dict[str, Any]:
+        """All that the weights after a stage of learning by labels depend on, besides its length and the
+        optimiser; the stage is ``teacher`` or ``start``."""
+        settings, teaches = self.run.settings, stage == "teacher"
+        choice, net = (
+            (self.recipe.teacher, self.pair.teacher) if teaches else (self.recipe.student, self.pair.student)
+        )
+        batches = self.taught if teaches else self.learning
         return {
-            "teacher": repr(self.recipe.teacher), "data": self.taught.describe(), "seed": self.run.seed,
-            "index": value_hash(self.taught.index.tolist()), "batch": self.plan.batch_size,
-            "constants": hashes({"teacher": teacher} if teacher is not None else {}),
+            "stage": stage, "network": repr(choice), "data": batches.describe(), "seed": self.run.seed,
+            "index": value_hash(batches.index.tolist()), "batch": self.plan.batch_size,
+            "constants": hashes({stage: net} if net is not None else {}),
             "precision": settings.precision, "compile": settings.compile, "device": self.run.device.type,
         }  # fmt: skip
 

@@ -81,6 +81,7 @@ class Search(Language):
         optim: the student's optimiser.
         teacher_epochs: epochs of a teacher that learns; None = as many as the student's.
         teacher_optim: its optimiser; None = the student's.
+        start_epochs: epochs of the student from the labels alone, before it has a teacher; None = 0.
         writing: what part of the training texts a network writes itself; None = none.
         answers: prompts of the test part that are answered, at most; see ``Language``.
         answer_tokens: tokens of an answer, at most.

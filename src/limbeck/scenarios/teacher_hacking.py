@@ -12,17 +12,14 @@ from torch import Tensor, nn
 
 from limbeck.contracts import Net, Outputs, Selection, Student
 from limbeck.data.tokens import TokenBatches
-from limbeck.engine import shared
-from limbeck.engine.distillation import Distillation
-from limbeck.engine.fit import Turn, autocast, fit
+from limbeck.engine.fit import autocast
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import derive
 from limbeck.errors import ConfigError
 from limbeck.metrics.hacking import Kind, distances, hacking_report, power_law
 from limbeck.metrics.statistics import mean_interval
-from limbeck.objectives.labels import Labels
 from limbeck.scenarios.language import Desk, Language, Tokens, check_own
-from limbeck.scenarios.pair import Pair, constants
+from limbeck.scenarios.pair import Pair
 from limbeck.scenarios.token_figures import CHUNK
 from limbeck.scenarios.written import Texts, Writer, check_prompts, model_of
 from limbeck.students.llama import LlamaStudent
@@ -45,8 +42,10 @@ class TeacherHacking(Language):
         eval_batch_size: rows per evaluation step.
         eval_rows: held-out prompts, evenly spread over the test part; None = all.
         optim: the optimiser of the distillation.
-        teacher_epochs: epochs of the teacher, and of the student before the distillation; None = ``epochs``.
-        teacher_optim: their optimiser, and the oracle's; None = ``optim``.
+        teacher_epochs: epochs of the teacher; None = ``epochs``.
+        teacher_optim: its optimiser, and that of oracle and student before the distillation; None =
+            ``optim``.
+        start_epochs: epochs of the student before the distillation; None = as many as the teacher's.
         writing: whose texts the student is distilled on; None = the oracle's.
         answers: see ``language``.
         answer_tokens: see ``language``.
@@ -119,31 +118,26 @@ class TeacherHacking(Language):
         return OracleDesk(self, recipe, run)
 
     def teach(self, pair: Pair, desk: Desk) -> None:
-        """The stages ``oracle``, ``teacher`` and ``start`` (the student's), and what is written between."""
+        """The stages ``oracle`` and ``teacher``, and what both write."""
         assert isinstance(desk, OracleDesk) and pair.teacher is not None
         later = self.epochs if self.teacher_epochs is None else self.teacher_epochs
         first = later if self.oracle_epochs is None else self.oracle_epochs
         if first:
-            self.learn(desk, "oracle", desk.oracle, desk.human, first)
+            self.learn(desk, "oracle", desk.oracle, desk.human, first, desk.key("oracle"))
         desk.oracle.requires_grad_(False).eval()
         desk.write(desk.oracle, ("texts", "prompts", "golden"))
         pair.teach(True)
-        self.learn(desk, "teacher", pair.teacher, desk.taught, later)
+        self.learn(desk, "teacher", pair.teacher, desk.taught, later, desk.key("teacher"))
         pair.teach(False)
         desk.write(pair.teacher, ("proxy",))
-        self.learn(desk, "start", pair.student, desk.taught, later)
 
-    def learn(self, desk: OracleDesk, stage: str, net: Net, batches: TokenBatches, epochs: int) -> None:
-        """A stage in which ``net`` learns texts, or is taken from a run where it learnt them the same way."""
-        run, optim = desk.run, self.teacher_optim or self.optim
-        book = shared.Teachers(desk.pair.root, desk.key(stage) | {"epochs": epochs, "optim": repr(optim)})
-        reuse = run.settings.reuse_teachers
-        if not (reuse and book.take(run, stage, net)):
-            source = desk.source(batches, steps=self.epoch_steps)
-            run.meter.plan[stage] = source.steps * epochs
-            fit(run, stage, [Turn(stage, by_labels(net), optim, constants({stage: net}))], source, epochs)
-            if reuse and run.pending is None:
-                book.keep(net, run.seconds[stage])
+    def begin(self, pair: Pair, desk: Desk) -> None:
+        """The stage ``start``: the student learns the oracle's texts, as its teacher did."""
+        epochs = self.start_epochs
+        if epochs is None:
+            epochs = self.epochs if self.teacher_epochs is None else self.teacher_epochs
+        if epochs:
+            self.learn(desk, "start", pair.student, desk.taught, epochs, desk.key("start"))
 
     def train(self, pair: Pair, desk: Desk, selection: Selection) -> dict[str, Any]:
         """The stage ``train``, with proxy and golden measured on its way."""
@@ -236,7 +230,7 @@ class OracleDesk(Desk):
         plan, settings = self.plan, self.run.settings
         who = {"oracle": plan.oracle, "teacher": self.recipe.teacher, "start": self.recipe.student}[stage]
         own = {"stage": stage, "network": repr(who), "seed": self.run.seed, "batch": plan.batch_size}
-        own |= {"data": self.human.describe(), "steps": plan.epoch_steps, "precision": settings.precision}
+        own |= {"data": self.human.describe(), "precision": settings.precision}
         own |= {"compile": settings.compile, "device": self.run.device.type}
         if stage == "oracle":
             return own
@@ -285,13 +279,6 @@ class OracleDesk(Desk):
             of = batch.index[moved.rows.cpu() // batch.inputs.shape[1]]
             found.index_add_(0, of, torch.cat(parts))
         return found
-
-
-def by_labels(net: Net) -> Distillation:
-    """A step of ``net`` on the labels alone."""
-    dummy = Outputs(torch.empty(1, 2))
-    objective = Labels()
-    return Distillation(net, {"labels": objective.build(dummy, dummy)}, objective.needs())
 
 
 def logits_of(outputs: Outputs, part: Tensor) -> Tensor:
