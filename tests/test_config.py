@@ -129,7 +129,7 @@ words = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_
 words |= st.sampled_from(
     ["1e3", "no", "on", "~", "true", "010", "1_000", "0x1F", "2024-01-01", "1:30", ".inf"]
 )
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | words
 trees = st.recursive(scalars, lambda t: st.lists(t, max_size=3) | st.dictionaries(words, t, max_size=3))
 
 
@@ -280,3 +280,39 @@ def test_what_yaml_cannot_hold_is_named() -> None:
     recipe = dataclasses.replace(config.load("cdl-kd"), data=object())
     with pytest.raises(ConfigError, match="data is a object, which a recipe cannot hold"):
         config.dump(recipe)
+
+
+BOMBS = {
+    "aliases": ("a: &a [x, x]\nb: [*a, *a]", "alias \\*a: write the value out"),
+    "a circle": ("a: &a [*a]", "alias"),
+    "depth": ("a: " + "[" * 10_000, "more than 50 lists and maps within one another"),
+    "Python": (
+        "a: !!python/object/apply:os.system ['x']",
+        "tag tag:yaml.org,2002:python/object/apply:os.system",
+    ),
+    "a tag": ("a: !!int abc", "tag tag:yaml.org,2002:int"),
+    "a number": (f"a: {'9' * 10_000}", "9{20} has more than 64 bits"),
+    "half a letter": ('a: "\\ud800"', "half of a pair"),
+    "a key that is no word": ("{1: 2}", "key 1 is no word"),
+    "no key": ("~: 2", "key None is no word"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_what_a_stranger_may_write_is_refused_in_one_line(case: str) -> None:
+    text, message = BOMBS[case]
+    with pytest.raises(
+        ConfigError, match=f"x line 1 is no valid YAML: {message}" if case != "aliases" else message
+    ):
+        plain.parse(text, "x")
+
+
+def test_numbers_are_finite_and_seeds_have_63_bits() -> None:
+    for item, said in (
+        ("scenario.optim.lr=.inf", "finite"), ("objective.kd.temperature=.nan", "finite"),
+        (f"seed={2**63}", "more than 64 bits"), ("data.data=3", "must be a map of field names"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            config.load("kd-cnn", [item])
+    with pytest.raises(ConfigError, match=r"from 0 to 2\*\*63 - 1"):
+        config.load("kd-cnn", seed=2**63)

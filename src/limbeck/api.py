@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import shutil
 import sys
@@ -102,7 +101,7 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Result:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The figures of a finished run; None where there are none, or they are damaged."""
     try:
-        figures: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        figures: dict[str, Any] = plain.from_json((folder / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return figures

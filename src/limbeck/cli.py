@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from limbeck.errors import Interrupted, LimbeckError, ServiceError
+from limbeck.errors import Interrupted, LimbeckError, ServiceError, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -303,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"limbeck: {' '.join(message.split())}", file=sys.stderr)
+    print(f"limbeck: {shown(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -62,8 +62,8 @@ class Recipe:
     predicted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: allowed are whole numbers from 0")
+        if self.seed not in range(2**63):
+            raise ConfigError(f"seed is {self.seed}: allowed are whole numbers from 0 to 2**63 - 1")
 
 
 def load(source: str | Path, sets: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -170,7 +170,7 @@ def _field(value: Any, hint: Any, where: str, key: str) -> Any:
         if get_origin(member) is tuple and isinstance(value, list) and _nests(get_args(member)[0], key):
             return tuple(_field(v, get_args(member)[0], f"{where}.{i}", key) for i, v in enumerate(value))
         kind = _kind(member, key)
-        if kind is not None and isinstance(value, str | Mapping):
+        if kind is not None and (isinstance(value, str | Mapping) or (member is Any and value is not None)):
             return _choose(value, kind, where)
         if _is_plain_dataclass(member) and isinstance(value, Mapping):
             return make(member, value, where)
@@ -227,7 +227,7 @@ def _check(value: Any, hint: Any, where: str) -> Any:
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
     except PydanticUserError:  # a dataclass brings its own configuration
         return TypeAdapter(hint)
 

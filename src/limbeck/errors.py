@@ -12,8 +12,19 @@ from collections.abc import Iterable
 MOST_NAMED = 40  # choices that one line names
 
 
+def shown(text: str) -> str:
+    """``text`` as a terminal may show it: control characters, which could move its cursor, colour it or turn
+    its direction round, stand escaped; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 class LimbeckError(Exception):
-    """Something that the user can mend. The message is one line."""
+    """Something that the user can mend. The message is one line, whatever names stand in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(" ".join(message.splitlines())))
 
 
 class ConfigError(LimbeckError):

@@ -1,12 +1,15 @@
 """Recipes as plain data: YAML read, inherited from a base, overridden. Fields are not checked here.
 
 Scalars are those of YAML 1.2: ``1e-3`` is a number, ``no`` is a word, ``true`` and ``false`` are the only
-truth values; a repeated key is an error.
+truth values; a repeated key is an error. Tags, aliases, whole numbers of more than 64 bits and lists within
+lists without end are refused: a recipe may come from a stranger.
 """
 
 from __future__ import annotations
 
 import functools
+import json
+import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -36,18 +39,64 @@ WORDS = ("name", "description", "baselines", "predicted")
 """What is said about a recipe and asks for nothing; a base's words are not those of what is based on it."""
 
 
+DEEPEST = 50
+"""So many lists and maps may stand within one another."""
+WHOLE = range(-(2**63), 2**63)
+LONGEST = 20
+"""Characters of the longest of them."""
+
+
 class Loader(yaml.SafeLoader):
-    """Reads no Python objects; refuses repeated keys."""
+    """Reads scalars, lists and maps alone; refuses repeated keys."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def get_event(self) -> Any:
+        """The next piece of the text, refused before anything is made of it."""
+        event = super().get_event()  # type: ignore[no-untyped-call]
+        self._depth += isinstance(event, yaml.CollectionStartEvent)
+        self._depth -= isinstance(event, yaml.CollectionEndEvent)
+        if self._depth > DEEPEST:
+            raise _wrong(f"more than {DEEPEST} lists and maps within one another", event)
+        if isinstance(event, yaml.AliasEvent):
+            raise _wrong(f"alias *{event.anchor}: write the value out", event)
+        if getattr(event, "tag", None):
+            raise _wrong(f"tag {event.tag}: write a plain value, text in quotes", event)
+        return event
+
+    def construct_scalar(self, node: Any) -> Any:
+        """The text of a scalar."""
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise _wrong("half of a pair of code units, which is no letter", node)
+        return text
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """A whole number of 64 bits."""
+        text = self.construct_scalar(node)
+        if len(text) > LONGEST or int(text) not in WHOLE:
+            raise _wrong(f"{text[:LONGEST]} has more than 64 bits", node)
+        return int(text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The map of ``node``, each key once."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         repeated = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if repeated is not None:
-            raise yaml.MarkedYAMLError(problem=f"repeated key {repeated!r}", problem_mark=node.start_mark)
+            raise _wrong(f"repeated key {repeated!r}", node)
+        odd = [key for key in keys if not isinstance(key, str)]
+        if odd:
+            raise _wrong(f"key {odd[0]!r} is no word: put it in quotes", node)
         return super().construct_mapping(node, deep)
 
 
+def _wrong(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 Loader.yaml_implicit_resolvers = {}  # else those of YAML 1.1 stay
 NUMBER = r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan"
 for _tag, _pattern, _first in (
@@ -63,6 +112,10 @@ class Dumper(yaml.SafeDumper):
     """Quotes exactly the strings that ``Loader`` would not read as strings."""
 
     yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """``Loader`` reads none."""
+        return True
 
 
 def write(plain: Mapping[str, Any], width: int = 100) -> str:
@@ -86,6 +139,18 @@ def parse(text: str, where: str) -> Any:
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{where}{line} is no valid YAML: {problem}") from error
+
+
+def from_json(text: str) -> Any:
+    """The value that JSON ``text`` holds.
+
+    Raises:
+        ValueError: it is no JSON, or nested without end.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists and maps within one another without end") from None
 
 
 def mapping(value: Any, where: str) -> Plain:
@@ -115,7 +180,7 @@ def _locate(source: str, beside: Path) -> Path:
     if not source.endswith((".yaml", ".yml")):
         return registry.recipe(source)
     path = beside / source
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"there is no file {path}: give a .yaml file or a name of `limbeck list recipes`")
     return path
 

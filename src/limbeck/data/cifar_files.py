@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from limbeck.data.files import folder_splits
 from limbeck.data.images import ImageSet, Splits, from_arrays
+from limbeck.data.packed import check_archive
 from limbeck.data.roots import cache_folder, fetch, find, missing, roots
 from limbeck.errors import DataError
 
@@ -107,7 +108,10 @@ def _download(kind: Kind, folders: list[Path]) -> Splits:
 
 
 def _from_binary(kind: Kind, folder: Path) -> Splits:
-    names = (folder / kind.names_file).read_text().split()
+    try:
+        names = (folder / kind.names_file).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder / kind.names_file} holds no class names ({error}): get it again") from error
 
     def split(part: str, files: Sequence[str]) -> ImageSet:
         records = np.concatenate([_records(folder / name, kind.labels) for name in files])
@@ -132,9 +136,15 @@ def _records(path: Path, labels: int) -> npt.NDArray[np.uint8]:
 def _from_npz(kind: Kind, path: Path) -> Splits:
     keys = ("x_train", "y_train", "x_test", "y_test", kind.names_key)
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
-            x_train, y_train, x_test, y_test, names = (arrays[key] for key in keys)
-    except (OSError, ValueError, KeyError) as error:
+            found = [arrays[key] for key in keys]
+        if not all(isinstance(each, np.ndarray) for each in found):
+            raise DataError(f"{path} holds more than arrays: get it again")
+        x_train, y_train, x_test, y_test, names = found
+    except DataError:
+        raise
+    except Exception as error:  # of an archive, of what packs it and of arrays: a dozen kinds
         raise DataError(
             f"{path} cannot be read as {kind.name} ({error}): it needs {', '.join(keys)}"
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.data.images import Dataset, ImageSet, Splits, from_arrays
+from limbeck.data.packed import content
 from limbeck.data.roots import cache_folder, fetch, find, missing, roots
 from limbeck.errors import DataError
 
@@ -96,8 +96,8 @@ def read_idx(folder: Path, name: str) -> npt.NDArray[np.uint8]:
     if path is None:
         raise DataError(f"{name}[.gz] is not in {folder}: all four idx files must lie in one folder")
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = content(path)
         sides = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sides)
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError) as error:
         raise DataError(f"{path} is damaged ({error}): get the file again") from error

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from limbeck.data.images import ImageSet, Pixels, Positions, Splits, stratified
 from limbeck.errors import ConfigError, DataError
 
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called: others of Pillow's run programs."""
+_MOST_PIXELS = 2**26
 _SAMPLED = 64  # files of which the fingerprint reads the content
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such a one is refused below
 
 
 def square(image: Image.Image, side: int) -> Pixels:
-    """The middle square of ``image``, scaled to uint8 [side, side, 3] (RGB, bilinear, antialiased)."""
+    """The middle square of ``image``, scaled to uint8 [side, side, 3] (RGB, bilinear, antialiased).
+
+    Raises:
+        DataError: it says that it is huge.
+    """
     width, height = image.size
+    if width * height > _MOST_PIXELS:
+        raise DataError(
+            f"{getattr(image, 'filename', 'an image')} has {width} x {height} pixels: scale it to at most "
+            f"{_MOST_PIXELS} in all"
+        )
     edge = min(width, height)
     left, top = (width - edge) // 2, (height - edge) // 2
     middle = image.convert("RGB").crop((left, top, left + edge, top + edge))
@@ -54,9 +69,11 @@ class Files:
 
     def _open(self, path: Path) -> Pixels:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 return square(image, self.side)
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # decoders of damaged files raise a dozen kinds
             raise DataError(
                 f"{path} cannot be read as an image ({error}): remove it or get it again"
             ) from error
@@ -109,6 +126,9 @@ def _scan(folder: Path) -> tuple[list[Path], Tensor, list[str]]:
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in _ENDINGS)
+        odd = [file for file in found if not file.is_file()]
+        if odd:
+            raise DataError(f"{odd[0]} is no file, or cannot be read: remove it")
         if not found:
             raise DataError(f"class folder {folder / name} has no images ({', '.join(sorted(_ENDINGS))})")
         files += found

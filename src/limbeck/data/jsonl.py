@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from limbeck.data.images import Dataset
 from limbeck.data.text_files import domain_names, locate, read
 from limbeck.data.texts import Document, Reading, TextSplits, three
 from limbeck.errors import ConfigError, DataError
+from limbeck.plain import from_json
 
 PARTS = ("train", "validation", "test")
 
@@ -84,7 +84,7 @@ class JsonLines(Reading, Dataset):
 
     def _entry(self, line: str, where: str) -> dict[str, Any]:
         try:
-            entry = json.loads(line)
+            entry = from_json(line)
         except ValueError as error:
             raise DataError(f"{where}: no JSON ({error}): mend the line") from error
         if not isinstance(entry, dict):

@@ -24,9 +24,9 @@ def roots(root: str | None) -> list[Path]:
         DataError: a folder that was named is not there.
     """
     named = [root] if root is not None else os.environ.get(VARIABLE, "").split(os.pathsep)
-    folders = [Path(name).expanduser() for name in named if name]
+    folders = [Path(os.path.expanduser(name)) for name in named if name]
     for folder in folders:
-        if not folder.exists():
+        if not os.path.exists(folder):
             origin = "data.root" if root is not None else VARIABLE
             raise DataError(
                 f"{origin} names {str(folder)!r}, which is not there: give an existing folder or file"
@@ -42,7 +42,7 @@ def find(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
             for name in names:
                 yield folder if folder.name == name else folder / name
 
-    return next((place for place in places() if place.exists()), None)
+    return next((place for place in places() if os.path.exists(place)), None)
 
 
 def missing(what: str, *ways: str) -> DataError:

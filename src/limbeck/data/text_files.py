@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from limbeck.data.images import Dataset
+from limbeck.data.packed import content
 from limbeck.data.roots import find, roots
 from limbeck.data.texts import Document, Reading, TextSplits, three
 from limbeck.errors import ConfigError, DataError
@@ -84,8 +85,8 @@ def locate(name: str, root: str | None) -> Path:
     Raises:
         DataError: it is nowhere.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
         return path
     found = find(roots(root), [name])
     if found is None:
@@ -102,7 +103,6 @@ def read(path: Path) -> str:
         DataError: it cannot be read, or is no such text.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return content(path).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable UTF-8 text ({error}): mend it or name another") from error

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from limbeck.engine.state import file_hash, reason, value_hash, write_json
 from limbeck.errors import CacheError, LimbeckError
+from limbeck.plain import from_json
 
 Rows = Mapping[str, Tensor]
 IN_MEMORY_BYTES = 512 * 2**20
@@ -103,7 +104,7 @@ class Cache:
         if not path.exists():
             return None
         try:
-            header: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            header: dict[str, Any] = from_json(path.read_text(encoding="utf-8"))
             key, *_ = (header[field] for field in HEADER)
         except (ValueError, TypeError, KeyError) as error:
             raise CacheError(f"cache header {path} is damaged: delete the folder {self.folder}") from error

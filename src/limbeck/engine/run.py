@@ -37,6 +37,7 @@ from limbeck.engine.state import (
     write_state,
 )
 from limbeck.errors import CheckpointError, ConfigError, Interrupted
+from limbeck.plain import from_json
 
 if TYPE_CHECKING:
     from limbeck.engine.fit import Turn
@@ -283,7 +284,7 @@ class Run:
             cut_off.unlink()
         facts = self.folder / "checkpoints" / "facts.json"
         try:
-            self._facts = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+            self._facts = from_json(facts.read_text(encoding="utf-8")) if facts.exists() else {}
         except ValueError:
             self.meter.note(f"warning: {facts} is damaged; the checkpoint's copy is used")
         numbers = self._numbers()

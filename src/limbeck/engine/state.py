@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limbeck.errors import CheckpointError
+from limbeck.plain import from_json
 
 State = dict[str, Any]
 
@@ -112,7 +113,7 @@ def read_state(stem: Path) -> State:
     """
     weights, facts = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
     try:
-        record = json.loads(facts.read_text(encoding="utf-8"))
+        record = from_json(facts.read_text(encoding="utf-8"))
         if file_hash(weights) != record["sha256"]:
             raise CheckpointError(f"checkpoint {weights} is damaged: its content is not what was written")
         state: State = unpack(record["state"], load_file(weights))

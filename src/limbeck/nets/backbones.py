@@ -6,7 +6,7 @@ Weights are read from safetensors only, so that a file from a stranger runs no c
 from __future__ import annotations
 
 import difflib
-import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from limbeck.contracts import Spec
 from limbeck.errors import CheckpointError, ConfigError, DataError, ShapeError, unknown
+from limbeck.plain import from_json
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -74,7 +75,7 @@ def find(name: str, weights: str | Path | None = None) -> Source:
         CheckpointError: a folder or file that is not there or not safetensors.
     """
     folder = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else SHIPPED / name
-    if name.startswith("local-dir:") or (name and (folder / "config.json").is_file()):
+    if name.startswith("local-dir:") or (name and os.path.isfile(folder / "config.json")):
         source = _from_folder(folder)
     else:
         source = _from_timm(name)
@@ -86,7 +87,7 @@ def find(name: str, weights: str | Path | None = None) -> Source:
 def _from_folder(folder: Path) -> Source:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = from_json(path.read_text(encoding="utf-8"))
         architecture = config["architecture"]
     except FileNotFoundError:
         raise CheckpointError(f"no network at {folder}: it needs config.json and model.safetensors") from None
@@ -146,7 +147,7 @@ def _checked_file(path: Path) -> Path:
             f"weights {path} are not safetensors: pickled files can run code and are refused; "
             "convert them with safetensors.torch.save_file"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"no weights at {path}: give the path of a safetensors file")
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, files
@@ -96,8 +97,8 @@ def packaged(distribution: str) -> Path:
 @contextmanager
 def _reading(path: str | Path) -> Iterator[Path]:
     """The file, and whatever goes wrong with it as one line."""
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = Path(os.path.expanduser(path))
+    if not os.path.isfile(file):
         raise DataError(f"{str(path)!r} is not there: give the path of a GGUF file")
     try:
         yield file

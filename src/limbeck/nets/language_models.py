@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,13 +99,13 @@ def load_tokenizer(model: str) -> Any:
 @contextmanager
 def _named(model: str, part: str = "") -> Iterator[str]:
     """Where the model is; what the library says of one that cannot be had becomes one line."""
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     try:
-        yield str(folder) if folder.exists() else model
+        yield str(folder) if os.path.exists(folder) else model
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where, fix = "the Hugging Face hub", "go online once so that it is kept, or name a local folder"
-        if folder.exists():
+        if os.path.exists(folder):
             where, fix = "the folder", "mend it, or name another"
         raise ConfigError(
             f"cannot load {part}language model {model!r} from {where} ({reason}): {fix}"

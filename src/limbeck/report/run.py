@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = plain.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
             f"{path} is damaged: {_one_line(error)}; `limbeck resume {folder}` writes it anew"
@@ -129,7 +128,7 @@ def _read_events(path: Path) -> list[Event]:
     kept: dict[object, Event] = {}
     for number, line in enumerate(lines):
         try:
-            event = json.loads(line)
+            event = plain.from_json(line)
         except ValueError:
             if number == len(lines) - 1:
                 break
