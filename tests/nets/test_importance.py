@@ -156,6 +156,30 @@ def test_what_does_not_count_changes_nothing() -> None:
     )
 
 
+def test_packed_documents_are_read_apart() -> None:
+    network, one, two = llama(), ids(3, 1, 9), ids(4, 1, 9)
+    apart = [torch.cat([torch.zeros(1, 9), torch.ones(1, 9)], 1).long()]
+    packed, single = [torch.cat([one, two], 1)], [torch.cat([one, two])]
+    found, alone = width_importance(network, packed, None, apart), width_importance(network, single)
+    for name in ("hidden", "ffn", "heads"):
+        torch.testing.assert_close(getattr(found, name), getattr(alone, name))
+    left = (0, 1, 2, 3)
+    wanted = removal_scores(network, single, left)
+    torch.testing.assert_close(removal_scores(network, packed, left, None, apart), wanted)
+    assert (removal_scores(network, packed, left) - wanted).abs().max() > 1e-4
+
+
+def test_a_bias_of_the_logits_counts_in_their_scale_alone() -> None:
+    network: Any = llama()
+    network.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, network.config.vocab_size))
+    with torch.no_grad():
+        full = network(TEXTS[0]).logits
+        with only_layers(network, (0, 2, 3)):
+            ablated = network(TEXTS[0]).logits
+    wanted = layer_importance(full, ablated[None])
+    torch.testing.assert_close(removal_scores(network, TEXTS[:1], (0, 1, 2, 3))[1:2].float(), wanted)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="at least one batch"):
         width_importance(llama(), [])

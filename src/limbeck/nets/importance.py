@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, NonFiniteError
 from limbeck.losses.elastic import embedding_importance, head_importance, importance_ranks
+from limbeck.nets.causal_lm import last_hidden, unembedding
 from limbeck.nets.slices import LAYER, axes, check_axes, head_size, whole
+
+TOKENS = 2**14  # of the vocabulary, brought to float64 at a time
+Segments = Sequence[Tensor | None] | None
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,10 @@ class Importance:
 
 @torch.no_grad()
 def width_importance(
-    network: nn.Module, batches: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    counted: Sequence[Tensor] | None = None,
+    segments: Segments = None,
 ) -> Importance:
     """Measure every width on token ids, forward only, in evaluation mode.
 
@@ -41,6 +48,7 @@ def width_importance(
         network: a model of the Llama family; nothing of it is changed.
         batches: token ids [B, T] each; the paper takes 1024 texts.
         counted: True [B, T] where a token of each batch counts; None = all do.
+        segments: which document [B, T] a token of each batch is of; None = a row is one.
 
     Raises:
         ConfigError: no batch, or a network of another family.
@@ -79,9 +87,9 @@ def width_importance(
 
             hooks.callback(layer.mlp.down_proj.register_forward_pre_hook(seen_by_down).remove)
             hooks.callback(layer.self_attn.q_proj.register_forward_hook(seen_by_query).remove)
-        for ids, mask in _some(batches, counted):
+        for ids, mask, documents in _some(batches, counted, segments):
             here.append(mask)
-            body(input_ids=ids, use_cache=False)
+            last_hidden(network, ids, documents)
     for name, scores in {"hidden": hidden, "ffn": ffn, "heads": heads}.items():
         if not torch.isfinite(scores).all():
             raise NonFiniteError(
@@ -92,7 +100,10 @@ def width_importance(
 
 @torch.no_grad()
 def rank_layers(
-    network: nn.Module, batches: Sequence[Tensor], counted: Sequence[Tensor] | None = None
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    counted: Sequence[Tensor] | None = None,
+    segments: Segments = None,
 ) -> Tensor:
     """The rank of each layer [N] int64, 0 = the most important, by what leaving it out does to the logits.
 
@@ -103,6 +114,7 @@ def rank_layers(
         network: a causal language model of the Llama family; nothing of it is changed.
         batches: token ids [B, T] each.
         counted: True [B, T] where a token of each batch counts; None = all do.
+        segments: which document [B, T] a token of each batch is of; None = a row is one.
 
     Raises:
         ConfigError: no batch, or a network of another family.
@@ -115,7 +127,7 @@ def rank_layers(
     gone: list[int] = []
     with evaluating(network):
         while left:
-            scores = removal_scores(network, batches, tuple(left), counted)
+            scores = removal_scores(network, batches, tuple(left), counted, segments)
             if not torch.isfinite(scores).all():
                 raise NonFiniteError(
                     "the logits are no finite numbers without some layer: check weights and texts"
@@ -132,17 +144,22 @@ def removal_scores(
     batches: Sequence[Tensor],
     left: tuple[int, ...],
     counted: Sequence[Tensor] | None = None,
+    segments: Segments = None,
 ) -> Tensor:
-    """``losses.layer_importance`` of each of the layers ``left`` in a network of these alone: [left]."""
-    model: Any = network
+    """``losses.layer_importance`` of each of the layers ``left`` in a network of these alone: [left].
+
+    The logits are never made: those of hidden states h have the squared norm h (WᵀW) hᵀ, for the difference
+    of two h as for one.
+    """
+    head = _gram(network)
     errors, scale = torch.zeros(len(left), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for ids, mask in _some(batches, counted):
-        full = model(input_ids=ids, use_cache=False).logits[mask].double()
-        scale += full.square().sum().cpu()
+    for ids, mask, documents in _some(batches, counted, segments):
+        full = last_hidden(network, ids, documents)[mask].double()
+        scale += _squared(full, head, bias=1)
         for place, layer in enumerate(left):
             with only_layers(network, tuple(other for other in left if other != layer)):
-                logits = model(input_ids=ids, use_cache=False).logits[mask].double()
-            errors[place] += (logits - full).square().sum().cpu()
+                short = last_hidden(network, ids, documents)[mask].double()
+            errors[place] += _squared(short - full, head, bias=0)
     return errors / scale
 
 
@@ -213,6 +230,28 @@ def decoder(network: nn.Module) -> Any:
     return body
 
 
+def _gram(network: nn.Module) -> Tensor:
+    """WᵀW [D + 1, D + 1] of the unembedding, whose last column is the bias, or 0 where it has none."""
+    head: Any = unembedding(network)
+    found = torch.zeros((), dtype=torch.float64, device=head.weight.device)
+    for start in range(0, len(head.weight), TOKENS):
+        part = slice(start, start + TOKENS)
+        weight = head.weight.detach()[part].double()
+        bias = (
+            torch.zeros_like(weight[:, :1]) if head.bias is None else head.bias.detach()[part, None].double()
+        )
+        columns = torch.cat([weight, bias], 1)
+        found = found + columns.mT @ columns
+    return found
+
+
+def _squared(states: Tensor, gram: Tensor, *, bias: int) -> Tensor:
+    """The squared norm of the logits of ``states`` [R, D], with or without the bias: a scalar."""
+    wide = nn.functional.pad(states, (0, 1), value=bias)
+    total: Tensor = torch.linalg.vecdot(wide @ gram, wide).sum().cpu()
+    return total
+
+
 def _order(scores: Tensor) -> Tensor:
     """The components from the most important to the least."""
     return importance_ranks(scores).argsort()
@@ -227,9 +266,12 @@ def _features(scores: Tensor, groups: int, size: int) -> Tensor:
     return (order[:, None] * size + torch.arange(size, device=scores.device)).flatten()
 
 
-def _some(batches: Sequence[Tensor], counted: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each batch with the tokens of it that count."""
+def _some(
+    batches: Sequence[Tensor], counted: Sequence[Tensor] | None, segments: Segments
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Each batch with the tokens of it that count, and its documents."""
     if not len(batches):
         raise ConfigError("importance needs at least one batch of token ids: give some texts")
     masks = [torch.ones_like(ids, dtype=torch.bool) for ids in batches] if counted is None else counted
-    return zip(batches, masks, strict=True)
+    documents = [None] * len(batches) if segments is None else segments
+    return zip(batches, masks, documents, strict=True)

@@ -211,9 +211,10 @@ class ElasticNet(Net):
     def _by_importance(self, course: Course, draws: torch.Generator) -> tuple[Importance, Tensor]:
         chosen = course.index[torch.randperm(len(course.index), generator=draws)[: self.plan.calibration]]
         batches = list(course.batches(chosen, CALIBRATED))
-        texts, counted = [batch.inputs for batch in batches], [counted_of(batch) for batch in batches]
+        texts = [batch.inputs for batch in batches]
+        about = [counted_of(batch) for batch in batches], [batch.segments for batch in batches]
         network = self.parent.network
-        return width_importance(network, texts, counted), rank_layers(network, texts, counted)
+        return width_importance(network, texts, *about), rank_layers(network, texts, *about)
 
     def _by_chance(self, course: Course, draws: torch.Generator) -> tuple[Importance, Tensor]:
         full = self.elastic.full
