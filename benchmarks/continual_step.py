@@ -8,6 +8,8 @@ loss and gradient are compared first.
 
 replayed: two views of each sample in turn; query and teacher are asked once and read from the cache.
 fresh: a new view of each sample in each epoch; the teacher answers live.
+
+With ``--device cuda`` both sides are on the GPU, in float32; ``--batch 128`` gives it enough to do.
 """
 
 from __future__ import annotations
@@ -74,9 +76,9 @@ class Published:
         self.optimizer.step()
 
 
-def endless(source: Source) -> Iterator[Batch]:
-    """Epoch after epoch."""
-    return (batch for epoch in count() for batch in source.epoch(epoch))
+def endless(source: Source, device: torch.device) -> Iterator[Batch]:
+    """Epoch after epoch, on the device."""
+    return (batch.to(device) for epoch in count() for batch in source.epoch(epoch))
 
 
 def agree(turn: Turn, published: Published, batch: Batch) -> dict[str, float]:
@@ -103,8 +105,9 @@ def sides(ready: Ready, batches: Batches) -> tuple[Sides, dict[str, float]]:
     ask = pair.ask_live if captured is None else pair.remembered(captured)
     turn = Turn("student", pair.distillation(ready.window, ask), optim, constants(pair.nets()))
     source, published = pair.source(batches), Published(pair, ready.window, turn)
-    seen = agree(turn, published, next(iter(source.epoch(0))))
-    ours, theirs = endless(source), endless(batches)
+    device = pair.run.device
+    seen = agree(turn, published, next(endless(source, device)))
+    ours, theirs = endless(source, device), endless(batches, device)
     at = Progress(step=5, steps=1000, epochs=20)  # a step that is not among those that are diagnosed
     return {
         "engine": lambda: turn.step(next(ours), at, pair.run),
@@ -128,12 +131,18 @@ def measure(run: Run, setting: Setting, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure the pair of the paper's sizes and the shipped one."""
-    given = arguments(__doc__, 15, "continual_step.json").parse_args()
+    parser = arguments(__doc__, 15, "continual_step.json")
+    parser.add_argument(
+        "--image", type=int, default=96, help="side of the paper pair's images in pixels (96)"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="samples of its step (16)")
+    given = parser.parse_args()
     sets = random_weights("vit_small_patch16_224", "vit_base_patch16_224")
-    paper, shipped = Setting(PAPER, sets, 96, 16, 64), Setting(SHIPPED, given.set, 28, 50, 250)
+    paper = Setting(PAPER, sets, given.image, given.batch, 4 * given.batch)
+    shipped = Setting(SHIPPED, given.set, 28, 50, 250)
     figures = []
     for setting, repeats in ((paper, given.repeats), (shipped, 10 * given.repeats)):
-        with scratch_run(given.threads) as run:
+        with scratch_run(given.threads, given.device) as run:
             figures.append(measure(run, setting, repeats))
     write(given.out, given.repeats, figures)
 

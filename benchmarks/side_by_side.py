@@ -31,11 +31,19 @@ def in_turn(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int
     times: Times = {name: [] for name in sides}
     for place in range(warmup + repeats):
         for name, side in sides.items():
+            settle()
             began = time.perf_counter()
             side()
+            settle()
             if place >= warmup:
                 times[name].append(time.perf_counter() - began)
     return times
+
+
+def settle() -> None:
+    """Wait until a GPU, where one is at work, has done all that it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def medians(times: Times) -> dict[str, float]:
@@ -53,18 +61,19 @@ def arguments(doc: str | None, default: int, output: str) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=default, help=f"timed rounds ({default})")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where a benchmark is told of it (cpu)")
     parser.add_argument("--out", type=Path, default=HERE / output, help="the JSON file to write")
     parser.add_argument("--set", action="append", default=[], help="override of the shipped pair's recipe")
     return parser
 
 
 @contextmanager
-def scratch_run(threads: int) -> Iterator[Run]:
+def scratch_run(threads: int, device: str = "cpu") -> Iterator[Run]:
     """A run in a folder that is deleted afterwards; settings as shipped."""
     torch.set_num_threads(threads)
     with (
         tempfile.TemporaryDirectory() as folder,
-        Run(Path(folder) / "run", Engine(device="cpu"), seed=0, quiet=True) as run,
+        Run(Path(folder) / "run", Engine(device=device), seed=0, quiet=True) as run,
     ):
         yield run
 
@@ -78,7 +87,7 @@ def write(path: Path, repeats: int, figures: Sequence[Mapping[str, Any]]) -> Non
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
-        "machine": platform.machine(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.machine(),
         "versions": versions(),
     }
     path.write_text(json.dumps({**made, "figures": figures}, indent=1) + "\n", encoding="utf-8")

@@ -9,9 +9,11 @@ They project every token, whether it counts or not. ``products`` is the four mat
 that count and nothing else: no exact way to the gradients is faster, so ``times_as_fast_at_most`` is what
 could be had.
 
-CPU time is that of all threads together. The peak is the most that a call holds at a time, gradients with it,
-by torch's own count of what it allocates and frees. ``growth`` is what a call holds beyond the gradients that
-it is asked for, by the number of tokens, on narrow networks.
+Times that are compared are CPU time, of all threads together. With ``--device cuda`` they are by the clock,
+shapes are those of a GPU, Liger's Triton kernel is one more peer, and the peak is that of CUDA's allocator.
+The peak is the most that a call holds at a time, gradients with it, by torch's own count of what it allocates
+and frees. ``growth`` is what a call holds beyond the gradients that it is asked for, by the number of tokens,
+on narrow networks.
 
 TRL and Liger are no requirements of limbeck. They are read from PYTHONPATH, where
 
@@ -32,7 +34,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from side_by_side import arguments, write
+from side_by_side import arguments, settle, write
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -43,6 +45,7 @@ from limbeck.losses.chunked import Hidden, chunked
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 try:  # behind limbeck's networks, which make torchvision importable beside a CPU-only torch
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+    from liger_kernel.transformers import LigerFusedLinearJSD
     from trl.experimental.gkd.gkd_trainer import GKDTrainer
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 except ImportError as missing:
@@ -70,21 +73,21 @@ SHAPES = (
     Shape(32_000, 512, 576, 1024),
     Shape(128_000, 256, 576, 1024),
 )
+CUDA_SHAPES = (Shape(32_000, 8192, 2048, 4096), Shape(128_000, 8192, 2048, 4096))
 
 
 class Pair:
     """Hidden states and heads of both networks, and which tokens count."""
 
-    def __init__(self, shape: Shape, share: float) -> None:
-        generator = torch.Generator().manual_seed(shape.tokens)
-        self.own, self.other = (torch.randn(shape.tokens, d, generator=generator) for d in widths(shape))
-        self.head, self.head_t = (
-            2 * torch.randn(shape.vocabulary, d, generator=generator) / d**0.5 for d in widths(shape)
-        )
+    def __init__(self, shape: Shape, share: float, device: str) -> None:
+        generator = torch.Generator(device).manual_seed(shape.tokens)
+        draw = partial(torch.randn, generator=generator, device=device)
+        self.own, self.other = (draw(shape.tokens, d) for d in widths(shape))
+        self.head, self.head_t = (2 * draw(shape.vocabulary, d) / d**0.5 for d in widths(shape))
         self.own.requires_grad_()
         self.head.requires_grad_()
-        self.labels = torch.randint(shape.vocabulary, (shape.tokens,), generator=generator)
-        self.counts = torch.randperm(shape.tokens, generator=generator) < share * shape.tokens
+        self.labels = torch.randint(shape.vocabulary, (shape.tokens,), generator=generator, device=device)
+        self.counts = torch.randperm(shape.tokens, generator=generator, device=device) < share * shape.tokens
         self.labels[~self.counts] = -100
         self.rows = self.counts.nonzero()[:, 0]
 
@@ -120,6 +123,12 @@ class Pair:
         found: Tensor = loss(self.own, self.head, self.other, self.head_t, self.labels)
         return found
 
+    def liger_triton(self, beta: float) -> Tensor:
+        found: Tensor = LigerFusedLinearJSD(jsd_beta=beta)(
+            self.own, self.head, self.other, self.head_t, self.labels
+        )
+        return found
+
     @torch.no_grad()
     def products(self) -> None:
         """What no exact way can do without: the logits of both, the gradients of states and head."""
@@ -147,7 +156,8 @@ def widths(shape: Shape) -> tuple[int, int]:
 
 def sides(pair: Pair, beta: float, divergence: Divergence) -> dict[str, Loss]:
     """Each way to the loss by name."""
-    return {
+    triton = {"liger_triton": partial(pair.liger_triton, beta)} if pair.own.is_cuda else {}
+    return triton | {
         "limbeck": partial(pair.limbeck, divergence),
         "limbeck_top": partial(pair.limbeck_top, divergence, pair.known()),
         "trl": partial(pair.trl, beta),
@@ -183,8 +193,10 @@ def timed(pair: Pair, ways: dict[str, Loss], repeats: int) -> dict[str, dict[str
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
+            settle()
             began = time.process_time(), time.perf_counter()
             call()
+            settle()
             spent[name].append((time.process_time() - began[0], time.perf_counter() - began[1]))
     return {
         what: {name: round(1000 * median(t[place] for t in times), 1) for name, times in spent.items()}
@@ -194,6 +206,11 @@ def timed(pair: Pair, ways: dict[str, Loss], repeats: int) -> dict[str, dict[str
 
 def peak_mb(pair: Pair, way: Loss) -> float:
     """The most that a call holds at a time, in MB."""
+    if pair.own.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        pair.gradients(way)
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         pair.gradients(way)
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -201,14 +218,15 @@ def peak_mb(pair: Pair, way: Loss) -> float:
     return round(max(accumulate(changes)) / 2**20, 1)
 
 
-def measure(shape: Shape, share: float, name: str, repeats: int) -> dict[str, Any]:
+def measure(shape: Shape, share: float, name: str, repeats: int, device: str) -> dict[str, Any]:
     """All sides at one shape."""
-    pair, (beta, divergence) = Pair(shape, share), DIVERGENCES[name]
+    pair, (beta, divergence) = Pair(shape, share, device), DIVERGENCES[name]
     ways = sides(pair, beta, divergence)
     apart, spent = check(pair, divergence, ways), timed(pair, ways, repeats)
     peaks = {side: peak_mb(pair, way) for side, way in ways.items()}
-    cpu, peers = spent["cpu_ms"], [side for side in ways if not side.startswith("limbeck")]
-    best, least = min(cpu[side] for side in peers), min(peaks[side] for side in peers)
+    ms = spent["wall_ms" if pair.own.is_cuda else "cpu_ms"]
+    peers = [side for side in ways if not side.startswith("limbeck")]
+    best, least = min(ms[side] for side in peers), min(peaks[side] for side in peers)
     return {
         "divergence": name,
         **vars(shape),
@@ -216,22 +234,22 @@ def measure(shape: Shape, share: float, name: str, repeats: int) -> dict[str, An
         **spent,
         "peak_mb": peaks,
         "apart": apart,
-        "times_as_fast": round(best / cpu["limbeck"], 2),
-        "times_as_fast_at_most": round(best / cpu["products"], 2),
+        "times_as_fast": round(best / ms["limbeck"], 2),
+        "times_as_fast_at_most": round(best / ms["products"], 2),
         "required": REQUIRED,
-        "top_times_as_fast": round(cpu["limbeck"] / cpu["limbeck_top"], 2),
+        "top_times_as_fast": round(ms["limbeck"] / ms["limbeck_top"], 2),
         "required_top": REQUIRED_TOP,
         "peak_ratio": round(peaks["limbeck"] / least, 2),
     }
 
 
-def growth() -> Iterator[dict[str, Any]]:
+def growth(device: str) -> Iterator[dict[str, Any]]:
     """Memory beyond the gradients, by the number of tokens, with a live and with a cached teacher."""
     for tokens in GROWTH:
-        pair = Pair(Shape(32_000, tokens, 32, 32), 1.0)
+        pair = Pair(Shape(32_000, tokens, 32, 32), 1.0, device)
         asked = (pair.own.nbytes + pair.head.nbytes) / 2**20
-        ids = torch.arange(TOP).expand(tokens, TOP)
-        known = TopTokens(ids, torch.full((tokens, TOP), 0.5 / TOP).log())
+        ids = torch.arange(TOP, device=device).expand(tokens, TOP)
+        known = TopTokens(ids, torch.full((tokens, TOP), 0.5 / TOP, device=device).log())
         ways = {
             "limbeck": partial(pair.limbeck, ForwardKL()),
             "limbeck_top": partial(pair.limbeck_top, ForwardKL(), known),
@@ -245,12 +263,12 @@ def main() -> None:
     given = arguments(__doc__, 3, "vocabulary_losses.json").parse_args()
     torch.set_num_threads(given.threads)
     figures = [
-        measure(shape, share, name, given.repeats)
-        for shape in SHAPES
+        measure(shape, share, name, given.repeats, given.device)
+        for shape in (SHAPES if given.device == "cpu" else CUDA_SHAPES)
         for share in (0.5, 1.0)
         for name in DIVERGENCES
     ]
-    write(given.out, given.repeats, [*figures, *growth()])
+    write(given.out, given.repeats, [*figures, *growth(given.device)])
 
 
 if __name__ == "__main__":
