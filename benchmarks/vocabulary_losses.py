@@ -45,7 +45,6 @@ from limbeck.losses.chunked import Hidden, chunked
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 try:  # behind limbeck's networks, which make torchvision importable beside a CPU-only torch
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-    from liger_kernel.transformers import LigerFusedLinearJSD
     from trl.experimental.gkd.gkd_trainer import GKDTrainer
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 except ImportError as missing:
@@ -124,6 +123,8 @@ class Pair:
         return found
 
     def liger_triton(self, beta: float) -> Tensor:
+        from liger_kernel.transformers import LigerFusedLinearJSD  # wants Triton, which comes with CUDA
+
         found: Tensor = LigerFusedLinearJSD(jsd_beta=beta)(
             self.own, self.head, self.other, self.head_t, self.labels
         )
