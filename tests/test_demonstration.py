@@ -39,6 +39,13 @@ def test_a_prediction_counts_as_seen_when_its_interval_leaves_zero_out(
     assert found["claim"] == claim
 
 
+def test_a_prediction_of_what_no_result_has_is_named() -> None:
+    have = {"recipe": "own", "figures": {"f": spread(0, 1)}}
+    for claim in ("g > base", "f > g"):
+        with pytest.raises(ConfigError, match=rf"{claim}.*the figure 'g'"):
+            verdict(claim, "own", {"own": have, "base": have | {"recipe": "base"}}, {"base": {}})
+
+
 def test_a_demonstration_runs_the_baselines_and_writes_what_it_saw(tmp_path: Path) -> None:
     seen = demonstrate(
         ["cdl-kd"], seeds=2, sets=SMALL, runs=tmp_path / "runs", out=tmp_path / "out", label="small"

@@ -158,13 +158,13 @@ def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str
     ``seen`` is yes or no where the 95 % interval of the paired difference leaves 0 out, else unclear.
     """
     figure, other = _sides(claim)
-    by_recipe = {m["recipe"]: m["figures"] for m in methods.values()}
     if figure in differences.get(other, {}):
         spread = differences[other][figure]
-    elif other in differences:
-        spread = _difference(methods[own]["figures"][figure], by_recipe[other][figure])
     else:
-        spread = _difference(methods[own]["figures"][figure], methods[own]["figures"][other])
+        mine = methods[own]["figures"]
+        by_recipe = {m["recipe"]: m["figures"] for m in methods.values()}
+        there, name = (by_recipe[other], figure) if other in differences else (mine, other)
+        spread = _difference(_figure(mine, figure, claim), _figure(there, name, claim))
     low, high = sorted(end if ">" in claim else -end for end in spread["interval"])
     answer = "yes" if low > 0 else "no" if high < 0 else "unclear"
     return {"claim": claim, "seen": answer, "difference": spread}
@@ -173,6 +173,15 @@ def verdict(claim: str, own: str, methods: dict[str, Any], differences: dict[str
 def _sides(claim: str) -> tuple[str, str]:
     figure, _, other = claim.partition("<" if "<" in claim else ">")
     return figure.strip(), other.strip()
+
+
+def _figure(figures: Mapping[str, Any], name: str, claim: str) -> dict[str, Any]:
+    if name not in figures:
+        raise ConfigError(
+            f"predicted has {claim!r}, but not all results have the figure {name!r}: name another"
+        )
+    found: dict[str, Any] = figures[name]
+    return found
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,10 @@ def test_every_run_is_evaluated_in_full(tmp_path: Path) -> None:
     short = ("scenario.epochs=1", "scenario.teacher_epochs=1", f"engine.cache_root={tmp_path / 'caches'}")
     found: dict[str, Any] = limbeck.run("kd", short, out=tmp_path / "run", quiet=True).data
     for who in ("student", "teacher"):
-        assert {"accuracy", "accuracy_interval", "nll", "brier", "ece"} <= set(found[who])
+        assert {"accuracy", "accuracy_interval", "nll", "brier", "ece", "trust"} <= set(found[who])
+        assert found[who]["trust"] == pytest.approx(
+            found[who]["accuracy"] / 100 - found[who]["ece"], abs=0.05
+        )
         price = found["cost"][who]
         assert min(price[part] for part in ("parameters", "multiply_adds", "latency_ms")) > 0
     assert {"agreement", "kl", "cka"} <= set(found["fidelity"])

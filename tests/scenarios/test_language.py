@@ -201,6 +201,12 @@ def test_the_figures_are_those_of_a_plain_loop(place: Path) -> None:
     assert found["fidelity"]["agreement"] == pytest.approx(100 * sum(same) / len(same))
 
 
+def test_trust_is_accuracy_less_calibration_error(place: Path) -> None:
+    student = figures(finished(place))["student"]
+    assert student["trust"] == pytest.approx(student["accuracy"] / 100 - student["ece"], abs=0.05)
+    assert student["trust"] < student["accuracy"] / 100
+
+
 def test_rows_are_evenly_spread() -> None:
     assert evenly(None, 3).tolist() == evenly(9, 3).tolist() == [0, 1, 2]
     assert evenly(4, 10).tolist() == [0, 2, 5, 7]

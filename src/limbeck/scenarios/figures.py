@@ -64,8 +64,10 @@ def measure(
 
 def last_figures(logits: Tensor, labels: Tensor) -> Figures:
     """Calibration and confusion of final predictions [N, C]."""
+    confidence, answer = logits.double().softmax(1).max(1)
     return {
         "ece": calibration.ece(logits, labels),
+        "trust": calibration.trust(confidence, answer == labels),
         "nll": calibration.nll(logits, labels),
         "brier": calibration.brier(logits, labels),
         "reliability": calibration.reliability(logits, labels),

@@ -114,6 +114,7 @@ def side(values: Mapping[str, Tensor], domains: tuple[str, ...]) -> Figures:
         "perplexity": perplexity(nll),
         "reliability": calibration.confidence_bins(confidence, right, 15),
         "ece": calibration.confidence_error(confidence, right),
+        "trust": calibration.trust(confidence, right),
     }
     if len(domains) > 1:
         own = ((name, nll[values["domain"] == number]) for number, name in enumerate(domains))
