@@ -15,8 +15,8 @@ from limbeck import api, cli, plain, registry
 from limbeck.errors import Interrupted
 
 COMMANDS = (
-    "run", "resume", "list", "show", "compare", "report", "export", "demonstrate", "arena", "pretrain",
-    "doctor",
+    "run", "plan", "resume", "list", "show", "compare", "report", "export", "demonstrate", "arena",
+    "pretrain", "doctor",
 )  # fmt: skip
 
 
@@ -208,6 +208,22 @@ def test_an_interrupted_run_exits_with_130(
 
 
 # What is handed on
+
+
+def test_plan_prints_what_it_foresees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from limbeck.engine import probe
+
+    monkeypatch.setattr(probe, "FIRST_SECONDS", 0.0)
+    given = ("plan", "kd", "--out", str(tmp_path / "run"), "--set", "scenario.epochs=7")
+    found = said_json(capsys, *given)
+    assert [(stage["name"], stage["count"]) for stage in found["stages"]][1] == ("train", 7 * 2)
+    assert call(*given) == 0
+    out, _ = capsys.readouterr()
+    assert re.search(r"^train +14 ", out, re.MULTILINE)
+    assert "parameters, teacher" in out and "resident at most" in out
+    assert not list(tmp_path.iterdir())
 
 
 def test_run_hands_its_arguments_on(

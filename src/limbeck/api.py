@@ -63,13 +63,8 @@ def run(
         LimbeckError: the recipe, the data, the networks or the folder will not do, found before training;
             or training went wrong, with the run resumable.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = config.load(recipe, sets, seed)
-    elif sets:
-        raise ConfigError("sets change a recipe by name or file: give config.load(name, sets) for a Recipe")
-    elif seed is not None:
-        recipe = replace(recipe, seed=seed)
-    folder = Path(out) if out is not None else RUNS / f"{recipe.name}-s{recipe.seed}"
+    recipe = chosen(recipe, sets, seed)
+    folder = folder_of(recipe, out)
     if any((folder / "checkpoints").glob("*.json")) or (folder / "result.json").exists():
         state = "a finished" if (folder / "result.json").exists() else "an unfinished"
         raise ConfigError(
@@ -78,6 +73,20 @@ def run(
         )
     recipe.scenario.check(recipe)
     return _carry_out(recipe, folder, resume=False, quiet=quiet)
+
+
+def chosen(recipe: str | Path | Recipe, sets: Sequence[str], seed: int | None) -> Recipe:
+    """The recipe that a caller means; see ``run``."""
+    if not isinstance(recipe, Recipe):
+        return config.load(recipe, sets, seed)
+    if sets:
+        raise ConfigError("sets change a recipe by name or file: give config.load(name, sets) for a Recipe")
+    return recipe if seed is None else replace(recipe, seed=seed)
+
+
+def folder_of(recipe: Recipe, out: str | Path | None) -> Path:
+    """Where a run of ``recipe`` goes; see ``run``."""
+    return Path(out) if out is not None else RUNS / f"{recipe.name}-s{recipe.seed}"
 
 
 def resume(folder: str | Path, *, quiet: bool = False) -> Result:
@@ -108,19 +117,17 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Result:
-    threads = torch.get_num_threads()
-    if recipe.engine.threads is not None:
-        torch.set_num_threads(recipe.engine.threads)
     try:
-        with Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session:
+        with (
+            recipe.engine.limited(),
+            Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session,
+        ):
             if not resume:
                 write_text(folder / "recipe.yaml", config.dump(recipe))
                 write_json(folder / "versions.json", versions())
             return finish(folder, session, recipe.scenario.run(recipe, session), recipe)
     except ServiceError as error:
         raise ServiceError(f"{error}; its answers are kept: go on with limbeck resume {folder}") from error
-    finally:
-        torch.set_num_threads(threads)
 
 
 def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe | None = None) -> Result:

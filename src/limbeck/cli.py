@@ -57,6 +57,31 @@ def run(
 
 
 @app.command
+def plan(
+    recipe: str,
+    /,
+    *,
+    sets: Sets = (),
+    seed: int | None = None,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Foresee what a recipe will take: stages, steps, memory, caches, time. A short probe; nothing is kept.
+
+    Args:
+        recipe: A name that `limbeck list recipes` shows, or a .yaml file.
+        sets: Override a field: path.to.field=value; may be repeated.
+        seed: Replace the recipe's seed.
+        out: Folder where the run would go, whose neighbour `.cache` is looked into.
+        as_json: Print the plan as JSON.
+    """
+    from limbeck.planning import plan as foresee
+
+    found = foresee(recipe, sets, seed=seed, out=out)
+    _print(found.data, found.text, as_json)
+
+
+@app.command
 def resume(run: Path, /, *, as_json: Json = False) -> None:
     """Go on with a run that was stopped.
 

@@ -14,10 +14,12 @@ from tests.engine import small
 from tests.engine.killing import killed_and_resumed
 from torch import nn
 
-from limbeck import api, config, registry
+from limbeck import api, config, planning, registry
+from limbeck.engine import probe
 from limbeck.errors import ConfigError
 from limbeck.metrics import cost
 from limbeck.nets.taps import core
+from limbeck.report.run import read_run
 
 COUNTS = ("epochs", "batch_size", "tasks", "generations")
 IMAGES = "{channels: 1, size: 8, mean: [0.5], std: [0.5]}"
@@ -113,6 +115,24 @@ def test_the_kept_recipe_runs_it_again(place: Path, name: str) -> None:
 def test_killed_and_resumed(place: Path, name: str, tmp_path: Path) -> None:
     asked = recipe(place, name, "engine.checkpoint_seconds=0")
     small.assert_same(killed_and_resumed(asked, tmp_path / "run", at=8), finished(place, name))
+
+
+def test_a_plan_knows_the_stages_and_leaves_nothing(
+    place: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {e["stage"]: e["step"] + 1 for e in read_run(finished(place, name)).of("step")}
+    for limit in ("FIRST_SECONDS", "LATER_SECONDS"):
+        monkeypatch.setattr(probe, limit, 0.0)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    plan = planning.plan(recipe(place, name), out=place / "other").data
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    assert {stage["name"]: stage["count"] for stage in plan["stages"]} == steps
+    assert all(stage["seen"] == min(probe.LEAST, stage["count"]) for stage in plan["stages"])
+    assert plan["seconds"] > 0 and plan["memory_bytes"] > 10**8 and plan["in_full_seconds"] > 0
+    result = json.loads((finished(place, name) / "result.json").read_text())
+    sizes = {who: sum(count.values()) for who, count in plan["parameters"].items()}
+    if name != "search":  # whose student is another network than the one that it was found in
+        assert sizes["student"] == result["cost"]["student"]["parameters"]
 
 
 def test_the_student_comes_back(place: Path, name: str) -> None:

@@ -59,6 +59,12 @@ class Cache:
         """Number of rows."""
         return len(self.index) * self.views
 
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are on disk."""
+        header = self._header()
+        return header is not None and header["complete"]
+
     def fill(self, chunks: Callable[[int], Iterator[Rows]]) -> None:
         """Make sure that all rows are there.
 

@@ -37,6 +37,9 @@ class Replayable(Protocol):
     @property
     def count(self) -> int: ...
 
+    @property
+    def steps(self) -> int: ...
+
     def describe(self) -> dict[str, Any]: ...
 
     def in_order(self, batch_size: int) -> Self: ...
@@ -89,17 +92,19 @@ class Captured:
         if self.cache is not None:
             self.cache.delete()
 
-    def _fill(self) -> Cache:
-        views = self.batches.replays
-        assert views is not None
-        ordered = self.batches.in_order(self.size)
+    def place(self) -> Cache:
+        """The cache, as it is on disk."""
+        assert self.batches.replays is not None
         key = {**self.key(), "pixels": self.batches.describe()}
-        cache = Cache(self.root, key, self.batches.index, views, self.dtype)
+        return Cache(self.root, key, self.batches.index, self.batches.replays, self.dtype)
+
+    def _fill(self) -> Cache:
+        cache, ordered = self.place(), self.batches.in_order(self.size)
 
         @torch.no_grad()
         def chunks(first: int) -> Iterator[Rows]:
             begin, row = divmod(first, ordered.count)
-            for view in range(begin, views):
+            for view in range(begin, cache.views):
                 for batch in ordered.epoch(view, start=row // self.size if view == begin else 0):
                     yield self.ask(batch.to(self.device))
 

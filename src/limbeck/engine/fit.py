@@ -124,30 +124,28 @@ def fit(
         turn.call = torch.compile(turn.module) if run.settings.compile else turn.module
     before = Before([turn.module for turn in turns], run.device)
     total, step = epochs * batches.steps, start.step
-    for epoch in range(start.epoch, epochs):
-        first = start.batch if epoch == start.epoch else 0
-        for place, batch in enumerate(batches.epoch(epoch, first), first):
-            at = Progress(step=step, steps=total, epoch=epoch, epochs=epochs, task=task, tasks=tasks)
-            began = time.perf_counter()
-            before.keep()
-            terms: dict[str, dict[str, Tensor]] = {}
-            try:
-                for turn in turns:
-                    terms[turn.name] = turn.step(batch.to(run.device), at, run)
-            except NonFiniteError as error:
-                why = blame(turns, batch, run)
-                if not terms:  # else an earlier turn has already stepped: its last checkpoint stands
-                    before.restore()
-                    run.save(stage, turns, epoch, place, step)
-                where = f"{stage}, epoch {epoch}, step {step}"
-                raise NonFiniteError(f"{where}: {error}{why}") from None
-            except ServiceError:
-                if step and not terms:
-                    before.restore()
-                    run.save(stage, turns, epoch, place, step)
-                raise
-            step += 1
-            run.after_step(stage, turns, at, terms, place + 1, time.perf_counter() - began)
+    for epoch, place, batch in run.steps(batches, epochs, start):
+        at = Progress(step=step, steps=total, epoch=epoch, epochs=epochs, task=task, tasks=tasks)
+        began = time.perf_counter()
+        before.keep()
+        terms: dict[str, dict[str, Tensor]] = {}
+        try:
+            for turn in turns:
+                terms[turn.name] = turn.step(batch.to(run.device), at, run)
+        except NonFiniteError as error:
+            why = blame(turns, batch, run)
+            if not terms:  # else an earlier turn has already stepped: its last checkpoint stands
+                before.restore()
+                run.save(stage, turns, epoch, place, step)
+            where = f"{stage}, epoch {epoch}, step {step}"
+            raise NonFiniteError(f"{where}: {error}{why}") from None
+        except ServiceError:
+            if step and not terms:
+                before.restore()
+                run.save(stage, turns, epoch, place, step)
+            raise
+        step += 1
+        run.after_step(stage, turns, at, terms, place + 1, time.perf_counter() - began)
     for turn in turns:
         turn.optim.settle(turn.optimizer)
     frozen.check()

@@ -13,17 +13,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Progress
+from limbeck.contracts import Batch, Progress
 from limbeck.engine import seeds
 from limbeck.engine.meter import Meter
 from limbeck.engine.settings import Engine
@@ -40,7 +40,8 @@ from limbeck.errors import CheckpointError, ConfigError, Interrupted
 from limbeck.plain import from_json
 
 if TYPE_CHECKING:
-    from limbeck.engine.fit import Turn
+    from limbeck.engine.capture import Captured
+    from limbeck.engine.fit import Source, Turn
 
 SMALL_SHARE = 0.01
 
@@ -67,7 +68,12 @@ class Run:
 
     Raises:
         ConfigError: another process is at work in the folder.
+
+    Attributes:
+        probing: whether stages are only begun, to see what they cost.
     """
+
+    probing: ClassVar[bool] = False
 
     def __init__(
         self, folder: Path, settings: Engine, seed: int, *, resume: bool = False, quiet: bool = False
@@ -140,6 +146,14 @@ class Run:
         self.log("warning", text=text)
         self._show_once(text)
 
+    def over(self, name: str, source: Source) -> Iterator[Batch]:
+        """The batches of a pass over data without training; ``name`` says what for."""
+        yield from source.epoch(0)
+
+    def kept(self, captured: Captured) -> Captured:
+        """What a frozen network is asked once, as this run does it."""
+        return captured
+
     # What ``fit`` asks of a run
 
     def enter(self, stage: str, turns: Sequence[Turn]) -> Position | None:
@@ -162,6 +176,13 @@ class Run:
         torch.manual_seed(self.derive("torch", stage))
         self.seconds[stage] = 0.0
         return Position()
+
+    def steps(self, source: Source, epochs: int, start: Position) -> Iterator[tuple[int, int, Batch]]:
+        """The batches of a stage from ``start`` on, each with its epoch and its place there."""
+        for epoch in range(start.epoch, epochs):
+            first = start.batch if epoch == start.epoch else 0
+            for place, batch in enumerate(source.epoch(epoch, first), first):
+                yield epoch, place, batch
 
     def after_step(
         self, stage: str, turns: Sequence[Turn], at: Progress, terms: Mapping[str, Mapping[str, Tensor]],

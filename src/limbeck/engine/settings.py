@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +59,16 @@ class Engine:
             raise ConfigError(f"cache_top_k is {self.cache_top_k}: allowed are 1 and more, or null for all")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: allowed are 1 and more, or null for torch's own")
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Within the context, torch has as many threads as are asked for."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def torch_device(self) -> torch.device:
         """The device to run on.

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from limbeck.engine.run import Run
+from limbeck.engine.settings import Engine
 from limbeck.engine.state import load_variable_state, read_state, value_hash, variable_state, write_state
 from limbeck.errors import CheckpointError
 
 
-def cache_root(run: Run) -> Path:
+def cache_root(folder: Path, settings: Engine) -> Path:
     """Where shared caches lie: the setting, else ``LIMBECK_CACHE``, else ``.cache`` beside the run."""
-    given = run.settings.cache_root or os.environ.get("LIMBECK_CACHE")
-    return Path(given) if given else run.folder.resolve().parent / ".cache"
+    given = settings.cache_root or os.environ.get("LIMBECK_CACHE")
+    return Path(given) if given else folder.resolve().parent / ".cache"
 
 
 class Teachers:
@@ -49,7 +50,7 @@ class Teachers:
         run.adopt(stage)
         return True
 
-    def keep(self, net: torch.nn.Module, seconds: float) -> None:
-        """Store the state of ``net``, unless it is there already."""
-        if not self.stem.with_suffix(".json").exists():
-            write_state(self.stem, {"net": variable_state(net), "seconds": seconds})
+    def keep(self, run: Run, stage: str, net: torch.nn.Module) -> None:
+        """Store the state of ``net``, which ``stage`` trained to its end, unless it is there already."""
+        if run.pending is None and not run.probing and not self.stem.with_suffix(".json").exists():
+            write_state(self.stem, {"net": variable_state(net), "seconds": run.seconds[stage]})

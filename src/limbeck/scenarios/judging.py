@@ -59,7 +59,7 @@ def answers(
     near: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
     for net in nets.values():
         net.eval()
-    for batch in test.epoch(0):
+    for batch in pair.run.over("evaluation", test):
         moved = batch.to(pair.run.device)
         read = {who: pair.told(moved) if who == "teacher" else moved for who in nets}
         with autocast(pair.run):

@@ -164,8 +164,8 @@ class Language(Scenario):
             source = desk.source(batches, steps=self.epoch_steps)
             run.meter.plan[stage] = source.steps * epochs
             fit(run, stage, [Turn(stage, by_labels(net), optim, constants({stage: net}))], source, epochs)
-            if reuse and run.pending is None:
-                book.keep(net, run.seconds[stage])
+            if reuse:
+                book.keep(run, stage, net)
 
     def train(self, pair: Pair, desk: Desk, selection: Selection) -> dict[str, Any]:
         """The student's training; returns what ``result.json`` says of it."""

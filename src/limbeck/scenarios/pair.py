@@ -79,7 +79,7 @@ class Pair:
         self.objectives = named(recipe)
         self.tells = recipe.teacher.tells() if isinstance(recipe.teacher, Teacher) else None
         self.needs = combine(self.objectives)
-        self.root = shared.cache_root(run)
+        self.root = shared.cache_root(run.folder, run.settings)
         self.teacher: Net | None
         self.student, self.teacher = build_networks(
             recipe, spec, run.seed, shared_query=shared_query, device=run.device,
@@ -309,7 +309,8 @@ class Pair:
                 return {"query": net.query(batch.inputs)}
 
         key = {"what": "query", "net": hashes({"net": net}), "precision": self.run.settings.precision}
-        return WithQuery(chosen, Captured(self.root, lambda: key, batches, ask, device=self.run.device))
+        captured = Captured(self.root, lambda: key, batches, ask, device=self.run.device)
+        return WithQuery(chosen, self.run.kept(captured))
 
     def captured_teacher(self, batches: Replayable, epochs: int) -> Captured | None:
         """The teacher's outputs on disk, where that pays: views replayed fewer times than epochs, or a served
@@ -343,7 +344,8 @@ class Pair:
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
         folder = self.run.folder / "cache"
         size = CHUNK if self.dry[0].hidden is None else batches.batch_size  # a row of text is far more
-        return Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype, size=size)
+        captured = Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype, size=size)
+        return self.run.kept(captured)
 
     def _report_rest(self, rows: Mapping[str, Tensor]) -> None:
         """Log how much of the teacher's probability, at temperature 1, a shortened cache leaves out."""
@@ -364,7 +366,7 @@ class Pair:
             ``kept`` of ``tokens`` tokens, and the mean ``left_out`` over the tokens that count of the
             probability of the others, in [0, 1], at temperature 1.
         """
-        seen = batches.in_order(batches.batch_size).epoch(0)
+        seen = self.run.over("left out", batches.in_order(batches.batch_size))
         kept = torch.cat([self.told(batch).counted(captured(batch)["shares"]).exp().sum(1) for batch in seen])
         left_out = 1 - float(kept.double().mean())
         return {"kept": self.top() or 0, "tokens": self.classes, "left_out": left_out}
@@ -427,7 +429,7 @@ class Pair:
         for net in nets.values():
             net.eval()
         for source in sources:
-            for batch in source.epoch(0):
+            for batch in self.run.over("evaluation", source):
                 labels.append(batch.labels)
                 with autocast(self.run):
                     moved = self.with_query(batch.to(self.run.device))
@@ -453,7 +455,8 @@ class Pair:
             return None
         shares = []
         for task, source in enumerate(tests):
-            queries = [self.with_query(batch.to(self.run.device)).query for batch in source.epoch(0)]
+            seen = self.run.over("key accuracy", source)
+            queries = [self.with_query(batch.to(self.run.device)).query for batch in seen]
             share = net.key_accuracy(torch.cat([q for q in queries if q is not None]), task)
             if share is None:
                 return None

@@ -86,8 +86,8 @@ class Session:
         if not (reuse and book.take(self.run, stage, self.teacher)):
             turn = Turn("teacher", self.pair.lesson(self.window), optim, constants(self.pair.nets()))
             self._fit(stage, [turn], epochs)
-            if reuse and self.run.pending is None:
-                book.keep(self.teacher, self.run.seconds[stage])
+            if reuse:
+                book.keep(self.run, stage, self.teacher)
         self.teacher.finish_task()
         self.pair.teach(False)
 

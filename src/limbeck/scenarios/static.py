@@ -128,8 +128,8 @@ class Static(Scenario):
             source = pair.source(desk.lessons)
             run.meter.plan["teacher"] = source.steps * epochs
             fit(run, "teacher", [turn], source, epochs)
-            if reuse and run.pending is None:
-                book.keep(teacher, run.seconds["teacher"])
+            if reuse:
+                book.keep(run, "teacher", teacher)
         teacher.finish_task()
         pair.teach(False)
 

@@ -267,7 +267,8 @@ class OracleDesk(Desk):
         reference = self.oracle if name == "golden" else self.pair.teacher
         assert net is not None and reference is not None
         found = torch.zeros(len(self.parts[name]), dtype=torch.float64)
-        for batch in self._batches(name, self.plan.eval_batch_size, shuffle=False).epoch(0):
+        texts = self._batches(name, self.plan.eval_batch_size, shuffle=False)
+        for batch in self.run.over(f"distance to the {name} texts", texts):
             moved = batch.to(self.run.device)
             assert moved.rows is not None
             with autocast(self.run):
