@@ -66,7 +66,7 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Said:
         assert code == 2, err
         assert out == ""
         *warnings, last = err.splitlines()
-        assert all(line.startswith("warning: checkpoint ") for line in warnings), err
+        assert all(line.startswith("warning: ") for line in warnings), err
         assert last.startswith("limbeck: ")
         return last
 
@@ -490,7 +490,7 @@ def test_one_checkpoint_damaged_is_said_and_the_run_goes_on(
     with pytest.raises(SystemExit) as end:
         cli.main(["resume", str(cut_off)])
     assert end.value.code in (0, None)
-    assert f"warning: checkpoint {newest.with_suffix('')} is damaged" in capfd.readouterr().err
+    assert f"warning: {newest} is damaged: its content" in capfd.readouterr().err
     assert (cut_off / "result.json").exists()
 
 
@@ -498,18 +498,49 @@ def test_a_recipe_that_was_changed(cut_off: Path, refused: Said) -> None:
     path = cut_off / "recipe.yaml"
     path.write_text(path.read_text().replace("pool: 4", "pool: 6"))
     said = refused("resume", str(cut_off))
+    assert "recipe.yaml is not what the run began with (teacher.prompts.pool was 4 and is 6): put it" in said
+    assert said.endswith(f"go on with the changed one: limbeck resume {cut_off} --changed")
+    said = refused("resume", str(cut_off), "--changed")
     assert re.search(
         r"does not fit this run: '.*' is \[1, 4, 12\] in it but \[1, 6, 12\] here: put the", said
     )
 
 
-def test_a_damaged_cache(cut_off: Path, tmp_path: Path, refused: Said) -> None:
+def test_a_damaged_cache_is_said_and_made_anew(
+    cut_off: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for path in (tmp_path / "caches").rglob("query.bin"):
         path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    said = refused("resume", str(cut_off))
-    assert re.search(r"cache file .*query\.bin is damaged: delete the folder .*, run again", said)
-    shutil.rmtree(tmp_path / "caches")
     assert call("resume", str(cut_off)) == 0, "nothing of the run was lost"
+    said = capfd.readouterr().err
+    assert re.search(r"warning: .*query\.bin is damaged: its content .*; the cache .* is made anew", said)
+
+
+def test_a_learning_rate_that_was_changed_on_purpose(cut_off: Path, refused: Said) -> None:
+    path = cut_off / "recipe.yaml"
+    path.write_text(path.read_text().replace("lr: 0.01", "lr: 0.02"))
+    assert "(scenario.optim.lr was 0.01 and is 0.02)" in refused("resume", str(cut_off))
+    assert call("resume", str(cut_off), "--changed") == 0
+    warned = [line["text"] for line in small.lines(cut_off) if line["event"] == "warning"]
+    assert "recipe.yaml is not what the run began with (scenario.optim.lr was 0.01 and is 0.02)" in warned
+
+
+def test_a_backbone_that_was_changed(cut_off: Path, place: Path, tmp_path: Path, refused: Said) -> None:
+    path = cut_off / "recipe.yaml"
+    net = copy_of(place, tmp_path, "small")
+    weights = load_file(net / "model.safetensors")
+    weights["norm.bias"][3] += 1
+    save_file(weights, net / "model.safetensors")
+    was = place / "small"
+    was.rename(place / "kept")
+    try:
+        net.rename(was)
+        said = refused("resume", str(cut_off))
+    finally:
+        shutil.rmtree(was, ignore_errors=True)
+        (place / "kept").rename(was)
+    assert path.exists()
+    assert "what the run reads is not what the run began with (student.backbone" in said
 
 
 def test_a_folder_in_use(recipe: str, cut_off: Path, refused: Said) -> None:

@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,21 @@ from safetensors.torch import save_file
 from limbeck import config, plain
 from limbeck.config import Recipe
 from limbeck.contracts import Net
-from limbeck.engine.run import Run
-from limbeck.engine.state import variable_state, write_atomically, write_json, write_text
-from limbeck.errors import ConfigError, ServiceError
+from limbeck.engine.run import Run, claim
+from limbeck.engine.state import (
+    file_hash,
+    read_json,
+    variable_state,
+    write_folder,
+    write_json,
+    write_sealed,
+    write_text,
+)
+from limbeck.errors import CheckpointError, ConfigError, ServiceError
 from limbeck.nets.backbones import read_weights
 from limbeck.nets.taps import core
 from limbeck.report.card import write_card
-from limbeck.report.page import write_page
+from limbeck.report.page import PAGE, write_page
 from limbeck.report.run import read_run
 
 RUNS = Path("runs")
@@ -89,11 +98,17 @@ def folder_of(recipe: Recipe, out: str | Path | None) -> Path:
     return Path(out) if out is not None else RUNS / f"{recipe.name}-s{recipe.seed}"
 
 
-def resume(folder: str | Path, *, quiet: bool = False) -> Result:
+def resume(folder: str | Path, *, changed: bool = False, quiet: bool = False) -> Result:
     """Go on with a run that was cut off; a finished one gives its figures again.
 
+    Args:
+        folder: the run's.
+        changed: go on though ``recipe.yaml`` is not what the run began with.
+        quiet: show no progress, only warnings.
+
     Raises:
-        LimbeckError: the folder holds no run, or every checkpoint in it is damaged.
+        LimbeckError: the folder holds no run, the recipe, the data or a frozen network is another than the
+            run began with, or every checkpoint in it is damaged.
     """
     folder = Path(folder)
     if not (folder / "recipe.yaml").exists():
@@ -101,22 +116,26 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Result:
     if plain.read(folder / "recipe.yaml").get("made_by"):
         raise ConfigError(f"{folder} was made by limbeck.distill: call it again with resume=True")
     if known := read_result(folder):
+        if not (folder / PAGE).exists():
+            with closing(claim(folder)):
+                write_card(folder)
+                write_page(folder)
         return Result(folder, known)
     recipe = config.load(folder / "recipe.yaml")
     recipe.scenario.check(recipe)
-    return _carry_out(recipe, folder, resume=True, quiet=quiet)
+    return _carry_out(recipe, folder, resume=True, changed=changed, quiet=quiet)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The figures of a finished run; None where there are none, or they are damaged."""
     try:
-        figures: dict[str, Any] = plain.from_json((folder / "result.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        figures: dict[str, Any] = read_json(folder / "result.json")
+    except (FileNotFoundError, ValueError, CheckpointError):
         return None
     return figures
 
 
-def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Result:
+def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, changed: bool = False) -> Result:
     try:
         with (
             recipe.engine.limited(),
@@ -125,13 +144,17 @@ def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool) -> Re
             if not resume:
                 write_text(folder / "recipe.yaml", config.dump(recipe))
                 write_json(folder / "versions.json", versions())
+            session.agree(
+                "recipe.yaml", config.to_plain(recipe), changed=changed,
+                fix=f"put it back, or go on with the changed one: limbeck resume {folder} --changed",
+            )  # fmt: skip
             return finish(folder, session, recipe.scenario.run(recipe, session), recipe)
     except ServiceError as error:
         raise ServiceError(f"{error}; its answers are kept: go on with limbeck resume {folder}") from error
 
 
 def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe | None = None) -> Result:
-    """Save the student with its card, the figures and the page.
+    """Save the student, the figures, its card and the page, which is the last.
 
     Args:
         recipe: what was carried out; None where the networks were given from Python.
@@ -145,29 +168,39 @@ def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe |
     figures["versions"] = versions()
     student = session.modules.get_submodule("student")
     names = (figures.get("student") or {}).get("class_names") or []
-    save_student(folder, student, _description(student, recipe, names))
-    write_json(folder / "result.json", figures)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    files = save_student(folder, student, _description(student, recipe, names))
+    figures["files"] = {"recipe.yaml": file_hash(folder / "recipe.yaml")} | files
+    write_sealed(folder / "result.json", figures)
     write_card(folder)
     write_page(folder)
-    shutil.rmtree(folder / "cache", ignore_errors=True)
     return Result(folder, figures)
 
 
-def save_student(folder: Path, student: torch.nn.Module, description: dict[str, Any]) -> None:
+def save_student(folder: Path, student: torch.nn.Module, description: dict[str, Any]) -> dict[str, str]:
     """Write the student's learnt weights as ``student/model.safetensors``, and ``student/config.json``.
+
+    Returns:
+        The SHA-256 of each file by its path in ``folder``.
 
     A network of a library with a form of its own for that is written in it. A plain network keeps its
     own names, so that the folder of a timm network is loadable by ``timm.create_model("local-dir:...")``. A
     frozen backbone is left out: the recipe names it.
     """
     to = folder / "student"
-    if isinstance(student, Net) and student.save(to):
-        return
-    network = core(student)
-    state = variable_state(student) if network is student else network.state_dict()
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    write_atomically(to / "model.safetensors", lambda path: save_file(weights, path))
-    write_json(to / "config.json", description)
+
+    def write(place: Path) -> None:
+        if isinstance(student, Net) and student.save(place):
+            return
+        network = core(student)
+        state = variable_state(student) if network is student else network.state_dict()
+        weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+        save_file(weights, place / "model.safetensors")
+        write_json(place / "config.json", description)
+
+    write_folder(to, write)
+    files = sorted(path for path in to.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
 
 
 def _description(student: torch.nn.Module, recipe: Recipe | None, names: Sequence[str]) -> dict[str, Any]:
@@ -264,7 +297,7 @@ def load_student(folder: str | Path) -> Any:
     the classes in ``result.json``.
 
     Raises:
-        LimbeckError: no finished run, or damaged weights.
+        LimbeckError: no finished run, or a file of it that is not what the run wrote.
     """
     folder = Path(folder)
     figures = read_result(folder)
@@ -274,6 +307,12 @@ def load_student(folder: str | Path) -> Any:
         raise ConfigError(
             f"{folder} was made by limbeck.distill: load student/model.safetensors into your network yourself"
         )
+    for name, digest in figures.get("files", {}).items():
+        if not (folder / name).is_file() or file_hash(folder / name) != digest:
+            raise CheckpointError(
+                f"{folder / name} is damaged: its content is not what the run wrote; to make it anew, delete "
+                f"{folder / 'result.json'} and go on with: limbeck resume {folder}"
+            )
     recipe = config.load(folder / "recipe.yaml")
     opened = recipe.scenario.open_student(recipe, folder / "student", figures)
     if opened is not None:

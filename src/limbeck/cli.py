@@ -82,16 +82,19 @@ def plan(
 
 
 @app.command
-def resume(run: Path, /, *, as_json: Json = False) -> None:
+def resume(
+    run: Path, /, *, changed: Annotated[bool, Parameter(negative=())] = False, as_json: Json = False
+) -> None:
     """Go on with a run that was stopped.
 
     Args:
         run: The run's folder.
+        changed: Go on though recipe.yaml was changed since the run began.
         as_json: Print the result as JSON.
     """
     from limbeck import api
 
-    _finish(api.resume(run, quiet=as_json), as_json)
+    _finish(api.resume(run, changed=changed, quiet=as_json), as_json)
 
 
 @app.command(name="list")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from limbeck import api, config
 from limbeck.config import Recipe
-from limbeck.engine.state import write_json
-from limbeck.errors import ConfigError
+from limbeck.engine.state import read_json, write_json
+from limbeck.errors import ConfigError, LimbeckError
 from limbeck.report.compare import Comparison, Spread, compare
 from limbeck.report.figures import lookup
 from limbeck.report.seen import write_index
 
+Item = TypeVar("Item")
+Given = TypeVar("Given")
 TEACHER = (
     "teacher.average_accuracy", "teacher.just_learned", "teacher.forgetting.cdl", "teacher.accuracy",
 )  # fmt: skip
@@ -140,10 +143,7 @@ def seen(recipe: Recipe, baselines: Sequence[str], folders: Sequence[Path]) -> d
 
 def further_figures(runs: Mapping[str, str], paths: Iterable[str]) -> dict[str, Any]:
     """Figures at ``paths`` of the results over seeds, from the runs' folders by seed; those that all have."""
-    results = {
-        int(seed): json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-        for seed, folder in runs.items()
-    }
+    results = {int(seed): read_json(Path(folder) / "result.json") for seed, folder in runs.items()}
     found = {}
     for path in paths:
         values = {seed: lookup(result, path) for seed, result in results.items()}
@@ -196,10 +196,36 @@ def _command(name: str, seeds: int, sets: Sequence[str], label: str) -> str:
 
 
 def _run_all(work: Sequence[tuple[Recipe, Path]], jobs: int) -> list[Path]:
+    return list(spread(run_one, work, jobs))
+
+
+def spread(function: Callable[[Item], Given], work: Sequence[Item], jobs: int) -> Iterator[Given]:
+    """``function`` of each item of ``work``, in order, in up to ``jobs`` processes.
+
+    Raises:
+        LimbeckError: ``function`` did, or one of the processes was killed.
+    """
     if jobs == 1:
-        return [run_one(item) for item in work]
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=8) as pool:
-        return pool.map(run_one, work, chunksize=1)
+        yield from map(function, work)
+        return
+    futures: list[Future[Given]] = []
+    told = 0
+    try:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=8) as pool:
+            for item in work:
+                running = [future for future in futures if not future.done()]
+                if len(running) == jobs:  # none waits in the pool, which would begin it before it ends
+                    wait(running, return_when=FIRST_COMPLETED)
+                futures.append(pool.submit(function, item))
+                while futures[told].done():
+                    yield futures[told].result()
+                    told += 1
+            yield from (future.result() for future in futures[told:])
+    except BrokenProcessPool as error:
+        raise LimbeckError(
+            "the process of a run was killed, often for lack of memory: give the same command again, maybe "
+            "with fewer jobs; runs that finished are kept, those that were cut off go on"
+        ) from error
 
 
 def run_one(item: tuple[Recipe, Path]) -> Path:

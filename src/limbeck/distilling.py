@@ -92,11 +92,12 @@ def distill(
     record = _record(recipe, scenario, teacher, student) | {"train": _described(source)}
     if resume and (folder / "recipe.yaml").exists() and plain.read(folder / "recipe.yaml") != record:
         raise ConfigError(f"{folder} holds another run than this call describes: make the same call again")
-    with Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
+    with _watched(folder), Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
         write_text(folder / "recipe.yaml", plain.write(record))
         example = next(iter(source.epoch(0)))
         count = len(source.index) if isinstance(source, Samples) else 0
         pair = Pair(recipe, session, Spec(classes=0), example, samples=count)
+        pair.agree()
         check_classes(source, pair.classes)
         if isinstance(source, Samples) and any(hasattr(o, "start") for o in pair.adapters.values()):
             pair.start("train", source.index, labels_of(source))
@@ -112,6 +113,18 @@ def distill(
             check_classes(probe, pair.classes)
             found |= scenario.measure(pair, probe, [str(c) for c in range(pair.classes)])
         return finish(folder, session, found)
+
+
+@contextmanager
+def _watched(folder: Path) -> Iterator[None]:
+    """Says in one line that a worker of a data loader died: torch raises that wherever the program stands."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        why = " ".join(str(error).split())
+        raise DataError(f"{why}; the run in {folder} can be resumed: call again with resume=True") from error
 
 
 def differs(dataset: Dataset[Any]) -> bool:

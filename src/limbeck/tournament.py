@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rich.table import Table
 from limbeck import api, config
 from limbeck.config import Recipe
 from limbeck.contracts import Progress
-from limbeck.demonstration import run_one
+from limbeck.demonstration import run_one, spread
 from limbeck.engine.run import Run
 from limbeck.engine.state import write_json
 from limbeck.entrants import BASELINE, Entrant, Places, entrants, fitted, places
@@ -204,7 +203,7 @@ def _dry_run(recipe: Recipe) -> tuple[tuple[Places, Places] | None, int]:
 def _run_all(work: Sequence[tuple[Recipe, Path]], jobs: int, quiet: bool) -> dict[str, str]:
     """Why methods failed, by method."""
     failed: dict[str, str] = {}
-    for number, ((recipe, _), reason) in enumerate(zip(work, _attempts(work, jobs), strict=True), 1):
+    for number, ((recipe, _), reason) in enumerate(zip(work, spread(_attempt, work, jobs), strict=True), 1):
         if reason is not None:
             failed.setdefault(recipe.name, f"seed {recipe.seed}: {reason}")
         if not quiet:
@@ -213,16 +212,8 @@ def _run_all(work: Sequence[tuple[Recipe, Path]], jobs: int, quiet: bool) -> dic
     return failed
 
 
-def _attempts(work: Sequence[tuple[Recipe, Path]], jobs: int) -> Iterator[str | None]:
-    """Why each run failed, in order; None where it did not."""
-    if jobs == 1:
-        yield from map(_attempt, work)
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=8) as pool:
-        yield from pool.imap(_attempt, work, chunksize=1)
-
-
 def _attempt(item: tuple[Recipe, Path]) -> str | None:
+    """Why the run failed; None where it did not."""
     try:
         run_one(item)
     except Interrupted:

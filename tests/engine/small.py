@@ -79,7 +79,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def figures(run: Path) -> dict[str, Any]:
     """The figures of a finished run, without what time has a part in."""
     found: dict[str, Any] = json.loads((run / "result.json").read_text())
-    found.pop("time")
+    for own in ("time", "sha256"):
+        found.pop(own)
+    found["files"].pop("recipe.yaml")  # which says how often checkpoints are written
     for side in found["cost"].values():
         if side is not None:
             side.pop("latency_ms", None)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,49 +47,60 @@ def cache(root: Path, weights: str = "a", dtype: torch.dtype = torch.float32) ->
     return Cache(root, {"net": weights, "taps": ("blocks.0",)}, INDEX, VIEWS, dtype)
 
 
-def refused(given: Cache) -> str:
-    with pytest.raises(CacheError) as caught:
-        given.fill(Chunks())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def filled(given: Cache, chunks: Chunks | None = None) -> list[str]:
+    """Fill a cache that gives what it shall; the warnings."""
+    said: list[str] = []
+    given.fill(chunks or Chunks(), said.append)
+    assert torch.equal(given(INDEX, torch.ones_like(INDEX))["chosen"], torch.arange(5, 10))
+    return said
+
+
+def made_anew(given: Cache) -> str:
+    """Fill a cache that was damaged; what it said."""
+    chunks = Chunks()
+    (said,) = filled(given, chunks)
+    assert chunks.asked == [0]
+    assert said.endswith(f"; the cache {given.folder} is made anew")
+    assert "\n" not in said
+    return said
 
 
 def test_rows_come_back_by_sample_and_view(tmp_path: Path) -> None:
-    filled = cache(tmp_path)
-    filled.fill(Chunks())
-    found = filled(torch.tensor([3, 7, 2]), torch.tensor([0, 1, 1]))
+    full = cache(tmp_path)
+    full.fill(Chunks(), print)
+    found = full(torch.tensor([3, 7, 2]), torch.tensor([0, 1, 1]))
     assert torch.equal(found["logits"], rows()["logits"][[3, 5, 6]])
     assert torch.equal(found["chosen"], torch.tensor([3, 5, 6]))
 
 
 def test_a_second_use_asks_nothing(tmp_path: Path) -> None:
-    cache(tmp_path).fill(Chunks())
+    cache(tmp_path).fill(Chunks(), print)
     again, chunks = cache(tmp_path), Chunks()
-    again.fill(chunks)
+    again.fill(chunks, print)
     assert chunks.asked == []
     assert torch.equal(again(INDEX, torch.zeros_like(INDEX))["logits"], rows()["logits"][: len(INDEX)])
 
 
 def test_half_precision_is_stored_rounded_and_read_as_float32(tmp_path: Path) -> None:
-    filled = cache(tmp_path, dtype=torch.float16)
-    filled.fill(Chunks())
-    found = filled(INDEX, torch.zeros_like(INDEX))["logits"]
+    full = cache(tmp_path, dtype=torch.float16)
+    full.fill(Chunks(), print)
+    found = full(INDEX, torch.zeros_like(INDEX))["logits"]
     assert found.dtype == torch.float32
     assert torch.equal(found, rows()["logits"][: len(INDEX)].half().float())
 
 
 def test_big_caches_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
-    filled = cache(tmp_path)
-    filled.fill(Chunks())
-    assert torch.equal(filled(INDEX, torch.ones_like(INDEX))["logits"], rows()["logits"][len(INDEX) :])
+    full = cache(tmp_path)
+    full.fill(Chunks(), print)
+    assert torch.equal(full(INDEX, torch.ones_like(INDEX))["logits"], rows()["logits"][len(INDEX) :])
 
 
 def test_an_unknown_sample_is_refused(tmp_path: Path) -> None:
-    filled = cache(tmp_path)
-    filled.fill(Chunks())
+    full = cache(tmp_path)
+    full.fill(Chunks(), print)
     with pytest.raises(CacheError, match="no row for sample 4"):
-        filled(torch.tensor([2, 4]), torch.tensor([0, 0]))
+        full(torch.tensor([2, 4]), torch.tensor([0, 0]))
 
 
 def test_everything_that_rows_depend_on_is_in_the_address(tmp_path: Path) -> None:
@@ -109,18 +119,18 @@ def test_a_cut_off_cache_goes_on_where_it_was_flushed(
 ) -> None:
     monkeypatch.setattr(module, "FLUSH_SECONDS", -1)
     with pytest.raises(RuntimeError, match="cut off"):
-        cache(tmp_path).fill(Chunks(stop=6))
+        cache(tmp_path).fill(Chunks(stop=6), print)
     chunks, again = Chunks(), cache(tmp_path)
-    again.fill(chunks)
+    again.fill(chunks, print)
     assert chunks.asked == [6]
     assert torch.equal(again(INDEX, torch.ones_like(INDEX))["logits"], rows()["logits"][len(INDEX) :])
 
 
 def test_a_cache_cut_off_before_its_first_flush_starts_anew(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cut off"):
-        cache(tmp_path).fill(Chunks(stop=6))
+        cache(tmp_path).fill(Chunks(stop=6), print)
     chunks = Chunks()
-    cache(tmp_path).fill(chunks)
+    cache(tmp_path).fill(chunks, print)
     assert chunks.asked == [0]
 
 
@@ -129,11 +139,11 @@ def test_rows_written_after_the_last_flush_are_written_again(
 ) -> None:
     monkeypatch.setattr(module, "FLUSH_SECONDS", -1)
     with pytest.raises(RuntimeError, match="cut off"):
-        cache(tmp_path).fill(Chunks(stop=6))
+        cache(tmp_path).fill(Chunks(stop=6), print)
     with (cache(tmp_path).folder / "logits.bin").open("ab") as file:
         file.write(b"half a row")
     again = cache(tmp_path)
-    again.fill(Chunks())
+    again.fill(Chunks(), print)
     assert torch.equal(again(INDEX, torch.ones_like(INDEX))["logits"], rows()["logits"][len(INDEX) :])
 
 
@@ -144,54 +154,77 @@ def test_a_cut_or_missing_file_is_named(
 ) -> None:
     monkeypatch.setattr(module, "FLUSH_SECONDS", -1)
     if complete:
-        cache(tmp_path).fill(Chunks())
+        cache(tmp_path).fill(Chunks(), print)
     else:
         with pytest.raises(RuntimeError, match="cut off"):
-            cache(tmp_path).fill(Chunks(stop=6))
+            cache(tmp_path).fill(Chunks(stop=6), print)
     path = cache(tmp_path).folder / "logits.bin"
     if harm == "cut":
         path.write_bytes(path.read_bytes()[:5])
     else:
         path.unlink()
-    assert f"{path} is damaged: delete the folder" in refused(cache(tmp_path))
+    assert f"{path} is damaged: its content" in made_anew(cache(tmp_path))
 
 
 def test_altered_bytes_are_noticed(tmp_path: Path) -> None:
-    cache(tmp_path).fill(Chunks())
+    cache(tmp_path).fill(Chunks(), print)
     path = cache(tmp_path).folder / "logits.bin"
     content = bytearray(path.read_bytes())
     content[9] ^= 1
     path.write_bytes(content)
-    assert f"{path} is damaged" in refused(cache(tmp_path))
+    assert f"{path} is damaged" in made_anew(cache(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": 3}'])
 def test_a_damaged_header_is_named(tmp_path: Path, content: str) -> None:
-    cache(tmp_path).fill(Chunks())
+    cache(tmp_path).fill(Chunks(), print)
     (cache(tmp_path).folder / "header.json").write_text(content)
-    assert "header.json is damaged: delete the folder" in refused(cache(tmp_path))
+    assert "header.json is damaged: its content" in made_anew(cache(tmp_path))
 
 
-def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
-    cache(tmp_path).fill(Chunks())
+def test_altered_bytes_of_an_unfinished_cache_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_SECONDS", -1)
+    with pytest.raises(RuntimeError, match="cut off"):
+        cache(tmp_path).fill(Chunks(stop=6), print)
+    path = cache(tmp_path).folder / "logits.bin"
+    content = bytearray(path.read_bytes())
+    content[9] ^= 1
+    path.write_bytes(content)
+    assert f"{path} is damaged" in made_anew(cache(tmp_path))
+
+
+@pytest.mark.parametrize("place", range(0, 700, 23))
+def test_no_altered_byte_of_a_header_passes(tmp_path: Path, place: int) -> None:
+    cache(tmp_path).fill(Chunks(), print)
     path = cache(tmp_path).folder / "header.json"
-    header = json.loads(path.read_text())
-    header["key"]["net"] = "b"
-    path.write_text(json.dumps(header))
-    assert "was made from something else: delete that folder" in refused(cache(tmp_path))
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << place % 8
+    path.write_bytes(content)
+    made_anew(cache(tmp_path))
+
+
+def test_a_cache_of_something_else_is_made_anew(tmp_path: Path) -> None:
+    other = cache(tmp_path, weights="b")
+    other.fill(Chunks(), print)
+    other.folder.rename(cache(tmp_path).folder)
+    assert "header.json is of something else" in made_anew(cache(tmp_path))
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     folder = cache(tmp_path).folder
     folder.mkdir(parents=True)
     (folder / "logits.bin").symlink_to("/dev/full")
-    assert "the disk is full: free some space" in refused(cache(tmp_path))
+    with pytest.raises(CacheError, match="the disk is full: free some space") as caught:
+        cache(tmp_path).fill(Chunks(), print)
+    assert "\n" not in str(caught.value)
 
 
 def test_deleting_leaves_nothing(tmp_path: Path) -> None:
-    filled = cache(tmp_path)
-    filled.fill(Chunks())
-    filled.delete()
+    full = cache(tmp_path)
+    full.fill(Chunks(), print)
+    full.delete()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,7 +252,7 @@ class Asked:
 
 
 def captured(root: Path, source: Batches, ask: Asked, weights: str = "a") -> Captured:
-    return Captured(root, lambda: {"net": weights}, source, ask, device=torch.device("cpu"))
+    return Captured(root, lambda: {"net": weights}, source, ask, device=torch.device("cpu"), warn=print)
 
 
 @pytest.mark.parametrize("views", [None, Views(count=3, translate=0.2, noise=0.1)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from limbeck.contracts import Batch, Progress
 from limbeck.engine.fit import Turn, fit
 from limbeck.engine.optim import Optim
 from limbeck.engine.state import read_state
-from limbeck.errors import CheckpointError, GuardError, NonFiniteError
+from limbeck.errors import CheckpointError, DataError, GuardError, NonFiniteError
 
 EPOCHS = 3
 
@@ -113,11 +114,15 @@ def test_a_term_that_is_no_number_stops_the_run_before_the_update(tmp_path: Path
     assert "\n" not in text
     state = read_state(checkpoints(tmp_path)[-1].with_suffix(""))
     assert (state["epoch"], state["batch"], state["step"]) == (step // 4, step % 4, step)
-    with pytest.raises(RuntimeError, match="enough"):
+    with pytest.raises(Killed):
         trained(tmp_path / "clean", Stopping(clean, step))
     for name, value in module.state_dict().items():
         assert torch.equal(value, clean.state_dict()[name])
         assert torch.equal(value, state["modules"][f"student.{name}"])
+
+
+class Killed(BaseException):
+    """Ends all as a kill does."""
 
 
 class Stopping(nn.Module):
@@ -129,7 +134,7 @@ class Stopping(nn.Module):
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         if at.step == self.steps:
-            raise RuntimeError("enough")
+            raise Killed
         terms: dict[str, Tensor] = self.step(batch, at)
         return terms
 
@@ -140,6 +145,51 @@ def test_a_run_goes_on_after_the_fault_is_mended(tmp_path: Path) -> None:
     mended = trained(tmp_path / "spoilt", Step(), resume=True)
     clean = trained(tmp_path / "clean", Step())
     assert all(map(torch.equal, mended.state_dict().values(), clean.state_dict().values()))
+
+
+class Reading(Source):
+    """A source that cannot be read at a step, or a network that fails there."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for place, batch in enumerate(super().epoch(epoch, start), start):
+            if (epoch, place) == (1, 2):
+                raise self.error
+            yield batch
+
+
+@pytest.mark.parametrize("error", [DataError("sample 7 cannot be read"), RuntimeError("out of memory")])
+def test_a_batch_that_cannot_be_had_leaves_a_checkpoint_from_before_it(
+    tmp_path: Path, error: Exception
+) -> None:
+    with pytest.raises(type(error), match=str(error)) as caught:
+        trained(tmp_path / "run", Step(), Reading(error))
+    if isinstance(error, DataError):
+        assert str(caught.value) == "train, epoch 1, step 6: sample 7 cannot be read"
+    (kept,) = checkpoints(tmp_path / "run")
+    assert read_state(kept.with_suffix(""))["step"] == 6
+    mended = trained(tmp_path / "run", Step(), resume=True)
+    clean = trained(tmp_path / "clean", Step())
+    assert all(map(torch.equal, mended.state_dict().values(), clean.state_dict().values()))
+
+
+def test_a_fault_within_the_update_writes_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = torch.optim.SGD.step, iter(range(99))
+
+    def half(self: torch.optim.SGD) -> None:
+        step(self)
+        if next(calls) == 6:
+            raise RuntimeError("halfway")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", half)
+    with pytest.raises(RuntimeError, match="halfway"):
+        trained(tmp_path, Step())
+    assert checkpoints(tmp_path) == []
 
 
 def test_buffers_of_the_spoilt_step_are_taken_back(tmp_path: Path) -> None:
@@ -273,7 +323,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    with pytest.raises(RuntimeError, match="enough"):
+    with pytest.raises(Killed):
         trained(tmp_path, Stopping(Step(), 7), checkpoint_seconds=0)
     newest = checkpoints(tmp_path)[-1].with_suffix(kind)
     newest.write_bytes(newest.read_bytes()[:-9])
@@ -297,7 +347,7 @@ def test_the_damaged_checkpoint_is_said(tmp_path: Path, capsys: pytest.CaptureFi
 
     Run(tmp_path, Engine(), 0, resume=True)
     said = capsys.readouterr().err
-    assert re.fullmatch(r"warning: checkpoint .*000013 is damaged .*; the one before it is used\n", said)
+    assert re.fullmatch(r"warning: .*000013\.json is damaged: its .*; the one before it is used\n", said)
 
 
 def test_no_good_checkpoint_is_an_error(tmp_path: Path) -> None:
@@ -323,7 +373,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
 
     from limbeck.engine import state
 
-    with pytest.raises(RuntimeError, match="enough"):
+    with pytest.raises(Killed):
         trained(tmp_path, Stopping(Step(), 5), checkpoint_seconds=0)
 
     def full(*_: object) -> None:

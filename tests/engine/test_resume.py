@@ -4,7 +4,6 @@ same figures, the same log."""
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 import subprocess
@@ -152,7 +151,7 @@ def test_killed_and_resumed(place: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("name", "last_act"),
-    [("save_file", half_a_file), ("save_file", None), ("write_json", None)],
+    [("save_file", half_a_file), ("save_file", None), ("write_sealed", None)],
     ids=["half of the weights", "before the weights", "between weights and facts"],
 )
 def test_killed_while_a_checkpoint_is_written(
@@ -183,7 +182,7 @@ def test_killed_again_and_again(place: Path, tmp_path: Path, monkeypatch: pytest
 def test_a_finished_run_is_not_run_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = uninterrupted(place, "plain")
     dies_at(monkeypatch, Run, "__init__", 1)
-    assert api.resume(whole).data == json.loads((whole / "result.json").read_text())
+    assert api.resume(whole).data == state.read_json(whole / "result.json")
 
 
 def test_caches_are_gone_when_a_run_is_done(place: Path) -> None:

@@ -69,6 +69,63 @@ def test_what_is_packed_does_not_share_memory() -> None:
     assert all(not value.any() for value in held.values())
 
 
+@pytest.mark.parametrize("kind", [".json", ".safetensors"])
+def test_no_altered_byte_of_a_state_passes(tmp_path: Path, kind: str) -> None:
+    state.write_state(tmp_path / "one", {"step": 7, "weight": torch.arange(10.0)})
+    path = tmp_path / f"one{kind}"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match=rf"one\{kind} is damaged: its content is not what"):
+            state.read_state(tmp_path / "one")
+
+
+def test_a_sealed_map_is_json_and_comes_back(tmp_path: Path) -> None:
+    value = {"figures": [1.5, None], "names": {"a": "b"}}
+    state.write_sealed(tmp_path / "one.json", value)
+    assert state.read_sealed(tmp_path / "one.json") == state.read_json(tmp_path / "one.json") == value
+    found = json.loads((tmp_path / "one.json").read_text())
+    assert found.pop("sha256")
+    assert found == value
+
+
+def test_no_altered_byte_of_sealed_figures_changes_them(tmp_path: Path) -> None:
+    path, value = tmp_path / "one.json", {"accuracy": 91.5}
+    state.write_sealed(path, value)
+    content = path.read_bytes()
+    refused = 0
+    for place in range(8 * len(content)):
+        flipped = bytes([content[place // 8] ^ 1 << place % 8])
+        path.write_bytes(content[: place // 8] + flipped + content[place // 8 + 1 :])
+        try:
+            assert state.read_json(path)["accuracy"] == value["accuracy"]
+        except (ValueError, CheckpointError):
+            refused += 1
+    assert refused > 7.9 * (len(content) - len(state.SEAL))
+
+
+def test_what_killed_writers_left_is_swept_away(tmp_path: Path) -> None:
+    state.write_json(tmp_path / "below" / "kept.json", {})
+    (tmp_path / ".one.json.12.tmp").write_text("half")
+    (tmp_path / "below" / ".folder.12.tmp").mkdir()
+    (tmp_path / "below" / ".folder.12.tmp" / "file").write_text("half")
+    with state.locked(tmp_path):
+        left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["kept.json", "lock"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def half(place: Path) -> None:
+        (place / "one").write_text("new")
+        full()
+
+    state.write_folder(tmp_path / "out", lambda place: (place / "one").write_text("old"))  # type: ignore[arg-type,func-returns-value]
+    with pytest.raises(CheckpointError, match=r"cannot write .*out: the disk is full"):
+        state.write_folder(tmp_path / "out", half)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "one").read_text() == "old"
+
+
 def test_a_strange_object_is_refused_by_its_place() -> None:
     with pytest.raises(CheckpointError, match=r"state at '/a/0' is a object"):
         state.pack({"a": [object()]}, {})

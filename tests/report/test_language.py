@@ -17,6 +17,7 @@ from limbeck import api, plain
 from limbeck.engine.meter import Meter
 from limbeck.engine.run import Run as EngineRun
 from limbeck.engine.settings import Engine
+from limbeck.engine.state import read_json
 from limbeck.errors import ConfigError
 from limbeck.metrics import cost
 from limbeck.nets.language_models import the_library
@@ -124,7 +125,7 @@ def test_runs_are_compared_by_what_they_have(place: Path) -> None:
 def test_other_vocabularies_are_another_question(place: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    result = json.loads((place / "run" / "result.json").read_text())
+    result = read_json(place / "run" / "result.json")
     result["seed"], result["protocol"]["vocabulary"] = 1, 9
     (other / "result.json").write_text(json.dumps(result))
     (other / "recipe.yaml").write_text((place / "run" / "recipe.yaml").read_text())

@@ -64,8 +64,26 @@ class Samples(Ordered):
             if isinstance(self.dataset, TensorDataset):
                 inputs, labels = self.dataset[part]
             else:
-                inputs, labels = default_collate([self.dataset[int(i)] for i in part])
+                inputs, labels = self._read(part)
             yield as_batch(inputs, labels, part, epoch)
+
+    def _read(self, part: Tensor) -> tuple[Tensor, Any]:
+        """The samples ``part`` [B] in one piece."""
+        found = []
+        for place in part.tolist():
+            try:
+                found.append(self.dataset[place])
+            except Exception as error:  # of a data set that is not ours
+                raise DataError(
+                    f"sample {place} cannot be read ({told(error)}): mend the data set"
+                ) from error
+        try:
+            inputs, labels = default_collate(found)
+        except (RuntimeError, TypeError) as error:
+            raise DataError(
+                f"samples {part.tolist()[:4]}, ... do not fit together ({told(error)}): give them one shape"
+            ) from error
+        return inputs, labels
 
 
 class Loader:
@@ -97,12 +115,23 @@ class Loader:
         for step in range(self.steps):
             outer = torch.get_rng_state()
             torch.set_rng_state(state)
-            source = iter(self.loader) if source is None else source
-            inputs, labels = next(source)
-            state = torch.get_rng_state()
-            torch.set_rng_state(outer)
+            try:
+                source = iter(self.loader) if source is None else source
+                inputs, labels = next(source)
+            except Exception as error:  # of a loader that is not ours
+                raise DataError(
+                    f"batch {step} of the data loader cannot be read ({told(error)}): mend the loader"
+                ) from error
+            finally:
+                state = torch.get_rng_state()
+                torch.set_rng_state(outer)
             if step >= start:
                 yield as_batch(inputs, labels, torch.full((len(labels),), -1), epoch)
+
+
+def told(error: Exception) -> str:
+    """The kind of an error and the last line of its text, which is a worker's own where one raised it."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
 
 
 def as_batch(inputs: Tensor, labels: Any, index: Tensor, epoch: int) -> Batch:

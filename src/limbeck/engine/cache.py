@@ -7,7 +7,7 @@ the folder and is checked against the header inside. Values are plain arrays in 
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import math
 import os
@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.engine.state import file_hash, reason, value_hash, write_json
-from limbeck.errors import CacheError, LimbeckError
-from limbeck.plain import from_json
+from limbeck.engine.state import locked, read_sealed, reason, value_hash, write_sealed
+from limbeck.errors import CacheError, CheckpointError, LimbeckError
 
 Rows = Mapping[str, Tensor]
+Sums = dict[str, "hashlib._Hash"]
 IN_MEMORY_BYTES = 512 * 2**20
 FLUSH_SECONDS = 10.0
-HEADER = ("key", "shapes", "rows", "complete", "sha256")
 
 
 class Cache:
@@ -61,28 +60,30 @@ class Cache:
 
     @property
     def complete(self) -> bool:
-        """Whether all rows are on disk."""
-        header = self._header()
-        return header is not None and header["complete"]
+        """Whether all rows are on disk, as their header says."""
+        try:
+            header = read_sealed(self.folder / "header.json")
+        except (OSError, CheckpointError):
+            return False
+        return header["key"] == self.key and bool(header["complete"])
 
-    def fill(self, chunks: Callable[[int], Iterator[Rows]]) -> None:
+    def fill(self, chunks: Callable[[int], Iterator[Rows]], warn: Callable[[str], None]) -> None:
         """Make sure that all rows are there.
 
         Args:
             chunks: given the first missing row, yields the rows from there on, in order of
                 (view, position in ``index``). Called only if something is missing.
+            warn: told of a cache that was damaged, and is made anew.
 
         Raises:
-            CacheError: the files were altered, or belong to another key, or cannot be written.
+            CacheError: the files cannot be written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be filling it just now
-                header = self._header()
-                if header is None or not header["complete"]:
-                    self._write(chunks, 0 if header is None else header["rows"], header)
-                self._open()
+            with locked(self.folder):  # another run may be filling it just now
+                header, sums = self._kept(warn)
+                if not header["complete"]:
+                    header = self._write(chunks, header, sums)
+                self._open(header)
         except OSError as error:
             raise CacheError(f"cannot write cache {self.folder}: {reason(error)}") from error
 
@@ -105,81 +106,78 @@ class Cache:
         self.rows = {}
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _header(self) -> dict[str, Any] | None:
+    def _kept(self, warn: Callable[[str], None]) -> tuple[dict[str, Any], Sums]:
+        """The header of what is there, and the sums of its files, which fit; of nothing where they do not."""
         path = self.folder / "header.json"
-        if not path.exists():
-            return None
-        try:
-            header: dict[str, Any] = from_json(path.read_text(encoding="utf-8"))
-            key, *_ = (header[field] for field in HEADER)
-        except (ValueError, TypeError, KeyError) as error:
-            raise CacheError(f"cache header {path} is damaged: delete the folder {self.folder}") from error
-        if key != self.key:
-            raise CacheError(f"cache {self.folder} was made from something else: delete that folder")
-        return header
+        if path.exists():
+            try:
+                header = read_sealed(path)
+                if header["key"] != self.key:
+                    raise CheckpointError(f"{path} is of something else")
+                return header, {name: self._checked(name, header) for name in header["shapes"]}
+            except CheckpointError as error:
+                warn(f"{error}; the cache {self.folder} is made anew")
+        return {"key": self.key, "shapes": {}, "rows": 0, "complete": False, "sha256": {}}, {}
+
+    def _checked(self, name: str, header: dict[str, Any]) -> hashlib._Hash:
+        """The sum of a file, cut to the rows that its header vouches for."""
+        path, size = self._path(name), header["rows"] * row_bytes(*header["shapes"][name])
+        if path.exists() and path.stat().st_size >= size:
+            os.truncate(path, size)
+            with path.open("rb") as handle:
+                found = hashlib.file_digest(handle, "sha256")
+            if found.hexdigest() == header["sha256"][name]:
+                return found
+        raise CheckpointError(f"{path} is damaged: its content is not what was written")
 
     def _write(
-        self, chunks: Callable[[int], Iterator[Rows]], start: int, header: dict[str, Any] | None
-    ) -> None:
-        """Append the rows from ``start`` on, by plain writes: a full disk is then an error, not a signal."""
-        shapes: dict[str, tuple[list[int], str]] = dict(header["shapes"]) if header else {}
-        row, flushed = start, time.monotonic()
+        self, chunks: Callable[[int], Iterator[Rows]], header: dict[str, Any], sums: Sums
+    ) -> dict[str, Any]:
+        """Append the missing rows, by plain writes: a full disk is then an error, not a signal."""
+        shapes: dict[str, tuple[list[int], str]] = dict(header["shapes"])
+        row, flushed = header["rows"], time.monotonic()
         with ExitStack() as stack:
-            files = {
-                name: stack.enter_context(self._reopen(name, start * row_bytes(*form)))
-                for name, form in shapes.items()
-            }
+            files = {name: stack.enter_context(self._path(name).open("ab")) for name in shapes}
             try:
-                for chunk in chunks(start):
+                for chunk in chunks(row):
                     for name, values in chunk.items():
                         stored = values.detach().cpu().contiguous()
                         stored = stored.to(self.dtype) if stored.is_floating_point() else stored
                         if name not in files:
                             shapes[name] = (list(stored.shape[1:]), str(stored.numpy().dtype))
                             files[name] = stack.enter_context(self._path(name).open("wb"))
-                        files[name].write(stored.numpy().data)
+                            sums[name] = hashlib.sha256()
+                        content = stored.reshape(-1).view(torch.uint8).numpy().data
+                        files[name].write(content)
+                        sums[name].update(content)
                     row += len(next(iter(chunk.values())))
                     if time.monotonic() - flushed > FLUSH_SECONDS:
-                        self._flush(files, shapes, row, complete=False)
+                        self._flush(files, shapes, row, sums, complete=False)
                         flushed = time.monotonic()
             except LimbeckError:  # of what is asked: what it has said is kept
-                self._flush(files, shapes, row, complete=False)
+                self._flush(files, shapes, row, sums, complete=False)
                 raise
-            self._flush(files, shapes, row, complete=True)
-
-    def _reopen(self, name: str, size: int) -> IO[bytes]:
-        """The file of an unfinished cache, cut to the ``size`` that its header vouches for."""
-        path = self._path(name)
-        if not path.exists() or path.stat().st_size < size:
-            raise self._damaged(path)
-        os.truncate(path, size)
-        return path.open("ab")
+            return self._flush(files, shapes, row, sums, complete=True)
 
     def _flush(
-        self, files: Mapping[str, IO[bytes]], shapes: dict[str, Any], rows: int, *, complete: bool
-    ) -> None:
+        self, files: Mapping[str, IO[bytes]], shapes: dict[str, Any], rows: int, sums: Sums, *, complete: bool
+    ) -> dict[str, Any]:
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
-        sums = {name: file_hash(self._path(name)) for name in files} if complete else {}
-        header = {"key": self.key, "shapes": shapes, "rows": rows, "complete": complete, "sha256": sums}
-        write_json(self.folder / "header.json", header)
+        digests = {name: found.hexdigest() for name, found in sums.items()}
+        header = {"key": self.key, "shapes": shapes, "rows": rows, "complete": complete, "sha256": digests}
+        write_sealed(self.folder / "header.json", header)
+        return header
 
-    def _open(self) -> None:
-        header = self._header()
-        assert header is not None
+    def _open(self, header: dict[str, Any]) -> None:
         for name, (shape, kind) in header["shapes"].items():
-            path = self._path(name)
-            if not path.exists() or file_hash(path) != header["sha256"][name]:
-                raise self._damaged(path)
-            values = np.memmap(path, dtype=np.dtype(kind), mode="c", shape=(self.count, *shape))
+            path, form = self._path(name), (self.count, *shape)
+            values = np.memmap(path, dtype=np.dtype(kind), mode="c", shape=form)
             self.rows[name] = torch.from_numpy(values.copy() if values.nbytes < IN_MEMORY_BYTES else values)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
-
-    def _damaged(self, path: Path) -> CacheError:
-        return CacheError(f"cache file {path} is damaged: delete the folder {self.folder}, run again")
 
 
 def row_bytes(shape: list[int], kind: str) -> int:

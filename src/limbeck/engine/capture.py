@@ -58,11 +58,12 @@ class Captured:
         batches: their views must be replayed.
         ask: gives the rows [B, ...] of a batch.
         device: where batches are moved to before ``ask``.
+        warn: told of a cache that was damaged, and is made anew.
         dtype: storage type of floating rows.
         size: samples that are asked for at once.
 
     Raises:
-        CacheError: at a call: the cache is damaged or of something else.
+        CacheError: at a call: the cache cannot be written.
     """
 
     def __init__(
@@ -73,11 +74,12 @@ class Captured:
         ask: Callable[[Batch], Rows],
         *,
         device: torch.device,
+        warn: Callable[[str], None],
         dtype: torch.dtype = torch.float32,
         size: int = CHUNK,
     ) -> None:
         self.root, self.key, self.batches, self.ask = root, key, batches, ask
-        self.device, self.dtype, self.size = device, dtype, size
+        self.device, self.warn, self.dtype, self.size = device, warn, dtype, size
         self.cache: Cache | None = None
 
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -108,7 +110,7 @@ class Captured:
                 for batch in ordered.epoch(view, start=row // self.size if view == begin else 0):
                     yield self.ask(batch.to(self.device))
 
-        cache.fill(chunks)
+        cache.fill(chunks, self.warn)
         return cache
 
 

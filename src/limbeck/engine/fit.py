@@ -22,7 +22,7 @@ from limbeck.engine.guards import (
 )
 from limbeck.engine.optim import Optim, learned, trainable_groups
 from limbeck.engine.run import Run
-from limbeck.errors import GuardError, NonFiniteError, ServiceError
+from limbeck.errors import DataError, GuardError, NonFiniteError
 
 
 class Source(Protocol):
@@ -53,6 +53,7 @@ class Turn:
         self.parameters = learned(self.optimizer)
         self.call: Callable[..., dict[str, Tensor]] = module
         self.checked = False
+        self.updating = False
 
     def step(self, batch: Batch, at: Progress, run: Run) -> dict[str, Tensor]:
         """One optimiser step; returns the detached terms.
@@ -76,8 +77,10 @@ class Turn:
             self.checked = True
         if self.optim.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
+        self.updating = True
         self.optimizer.step()
         self.optim.average(self.optimizer)
+        self.updating = False
         run.rate = rate
         return {name: term.detach() for name, term in terms.items()}
 
@@ -110,10 +113,13 @@ def fit(
         task: number of the task in a stream, of ``tasks``.
 
     Raises:
-        NonFiniteError: a loss term is NaN or infinite; a checkpoint from before that step is written.
+        NonFiniteError: a loss term is NaN or infinite.
+        DataError: a batch cannot be read.
         GuardError: a frozen part changed, or a parameter is orphaned.
-        ServiceError: a served teacher does not answer; a checkpoint from before that step is written.
+        ServiceError: a served teacher does not answer.
         Interrupted: the user asked to stop; the run can be resumed.
+        Exception: whatever else a network raises. A checkpoint from before the step that failed is written,
+            unless the step had begun to change weights, or was the first.
     """
     start = run.enter(stage, turns)
     if start is None:
@@ -124,28 +130,34 @@ def fit(
         turn.call = torch.compile(turn.module) if run.settings.compile else turn.module
     before = Before([turn.module for turn in turns], run.device)
     total, step = epochs * batches.steps, start.step
-    for epoch, place, batch in run.steps(batches, epochs, start):
-        at = Progress(step=step, steps=total, epoch=epoch, epochs=epochs, task=task, tasks=tasks)
-        began = time.perf_counter()
+    ahead = run.steps(batches, epochs, start)
+    epoch, place = start.epoch, start.batch  # of the batch to come
+    while True:
         before.keep()
         terms: dict[str, dict[str, Tensor]] = {}
+        batch = None
         try:
+            found = next(ahead, None)
+            if found is None:
+                break
+            epoch, place, batch = found
+            at = Progress(step=step, steps=total, epoch=epoch, epochs=epochs, task=task, tasks=tasks)
+            began = time.perf_counter()
             for turn in turns:
                 terms[turn.name] = turn.step(batch.to(run.device), at, run)
-        except NonFiniteError as error:
-            why = blame(turns, batch, run)
-            if not terms:  # else an earlier turn has already stepped: its last checkpoint stands
+        except Exception as error:
+            spoilt = isinstance(error, NonFiniteError)
+            why = blame(turns, batch, run) if spoilt and batch is not None else ""
+            untouched = not terms and not any(turn.updating for turn in turns)
+            if untouched and (step or spoilt):  # else the last checkpoint stands
                 before.restore()
                 run.save(stage, turns, epoch, place, step)
-            where = f"{stage}, epoch {epoch}, step {step}"
-            raise NonFiniteError(f"{where}: {error}{why}") from None
-        except ServiceError:
-            if step and not terms:
-                before.restore()
-                run.save(stage, turns, epoch, place, step)
+            if isinstance(error, NonFiniteError | DataError):
+                where = f"{stage}, epoch {epoch}, step {step}"
+                raise type(error)(f"{where}: {error}{why}") from error
             raise
-        step += 1
-        run.after_step(stage, turns, at, terms, place + 1, time.perf_counter() - began)
+        step, place = step + 1, place + 1
+        run.after_step(stage, turns, at, terms, place, time.perf_counter() - began)
     for turn in turns:
         turn.optim.settle(turn.optimizer)
     frozen.check()

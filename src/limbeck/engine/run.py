@@ -8,6 +8,7 @@ the seed and its name), so a replay reaches the point of the last checkpoint wit
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +31,15 @@ from limbeck.engine.settings import Engine
 from limbeck.engine.state import (
     State,
     load_variable_state,
+    read_sealed,
     read_state,
     reason,
+    sweep,
     variable_state,
-    write_json,
+    write_sealed,
     write_state,
 )
 from limbeck.errors import CheckpointError, ConfigError, Interrupted
-from limbeck.plain import from_json
 
 if TYPE_CHECKING:
     from limbeck.engine.capture import Captured
@@ -53,6 +55,43 @@ class Position:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+
+
+def claim(folder: Path) -> IO[bytes]:
+    """The log of a run's folder, open and locked until it is closed or the process ends, however that ends;
+    what a killed process left half written is swept away.
+
+    Raises:
+        ConfigError: another process is at work in the folder, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log = (folder / "metrics.jsonl").open("a+b")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write into {folder}: {reason(error)}; name another folder with --out"
+        ) from error
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        log.close()
+        raise ConfigError(
+            f"{folder} is in use by another process: wait for it, or name another folder"
+        ) from error
+    sweep(folder)
+    return log
+
+
+def difference(one: Any, other: Any, path: str = "") -> str:
+    """The first place where two pieces of plain data differ, in words."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        odd = next(key for key in keys if one.get(key) != other.get(key))
+        return difference(one.get(odd), other.get(odd), f"{path}.{odd}".lstrip("."))
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        odd = next(place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+        return difference(one[odd], other[odd], f"{path}.{odd}".lstrip("."))
+    return f"{path} was {one!r} and is {other!r}"
 
 
 class Run:
@@ -92,13 +131,15 @@ class Run:
         self._began = time.monotonic()
         self._facts: dict[str, Any] = {}
         self._shown: set[str] = set()
+        self._found: list[str] = []
         self.stage, self._earlier = "", 0.0
         self._teacher_seconds = self._teacher_before = self._spent_before = 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-        self._log = self._open_log()
+        self._log, self._log_sum = claim(folder), hashlib.sha256()
         try:
             if resume:
                 self._find_checkpoint()
+            else:
+                self._facts_file.unlink(missing_ok=True)
             self._cut_log()
         except BaseException:
             self._log.close()
@@ -120,16 +161,40 @@ class Run:
             if self.pending is not None:
                 raise CheckpointError(f"{self.folder / 'checkpoints'} has lost {name!r}: start the run anew")
             self._facts[name] = compute()
-            write_json(self.folder / "checkpoints" / "facts.json", self._facts)
+            write_sealed(self._facts_file, self._facts)
         return self._facts[name]
+
+    def agree(self, name: str, value: Mapping[str, Any], fix: str, *, changed: bool = False) -> None:
+        """Keep what the run begins with, plain data; a resumed run must find the same again.
+
+        Args:
+            name: what it is, for the message.
+            fix: what to do where it is another.
+            changed: take the other from now on, with a warning.
+
+        Raises:
+            CheckpointError: it is another.
+        """
+        plain = json.loads(json.dumps(value))
+        began = self._facts.setdefault(name, plain)
+        if began == plain:
+            return
+        text = f"{name} is not what the run began with ({difference(began, plain)})"
+        if not changed:
+            raise CheckpointError(f"{text}: {fix}")
+        self._facts[name] = plain
+        write_sealed(self._facts_file, self._facts)
+        self._noted(text)
 
     def log(self, event: str, **values: Any) -> None:
         """Add a line to ``metrics.jsonl``; silent while a resumed run passes over what it has done."""
         if self.pending is not None:
             return
+        line = (json.dumps({"event": event, **values}) + "\n").encode()
         try:
-            self._log.write(json.dumps({"event": event, **values}) + "\n")
+            self._log.write(line)
             self._log.flush()
+            self._log_sum.update(line)
         except OSError as error:
             raise CheckpointError(f"cannot write {self.folder / 'metrics.jsonl'}: {reason(error)}") from error
 
@@ -226,7 +291,8 @@ class Run:
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "seconds": dict(self.seconds), "facts": json.dumps(self._facts),
             "elapsed": self.total_seconds(), "teacher": [self._teacher_seconds, self._spent_before],
-            "log_bytes": self._log.tell(), "threads": torch.get_num_threads(),
+            "log_bytes": self._log.tell(), "log_sha256": self._log_sum.hexdigest(),
+            "threads": torch.get_num_threads(),
         }  # fmt: skip
         self._number += 1
         write_state(self.folder / "checkpoints" / f"{self._number:06d}", state)
@@ -277,44 +343,44 @@ class Run:
             terms=values, lr=self.rate, seconds=round(spent, 4), teacher_share=round(share, 4),
         )  # fmt: skip
 
-    def _open_log(self) -> TextIO:
-        """The log, which no other process has open: a lock that ends with the process, however that ends."""
-        log = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            log.close()
-            raise ConfigError(
-                f"{self.folder} is in use by another process: wait for it, or name another folder"
-            ) from error
-        return log
+    @property
+    def _facts_file(self) -> Path:
+        return self.folder / "checkpoints" / "facts.json"
+
+    def _noted(self, text: str) -> None:
+        """Show what was found in the folder, and log it once the log is written again."""
+        self._found.append(text)
+        self.meter.note(f"warning: {text}")
 
     def _cut_log(self) -> None:
         """Take away the lines that were written after the checkpoint."""
         known = 0 if self.pending is None else self.pending["log_bytes"]
-        if known < self._log.tell():
+        if known < self._log.seek(0, os.SEEK_END):
             self._log.truncate(known)
-            self._log.seek(0, os.SEEK_END)
+        self._log.seek(0)
+        self._log_sum = hashlib.sha256(self._log.read(known))
+        if self.pending is not None and self._log_sum.hexdigest() != self.pending["log_sha256"]:
+            self._noted(f"{self._log.name} is damaged: not all of it is what the run wrote")
 
     def _numbers(self) -> list[int]:
         found = (self.folder / "checkpoints").glob("[0-9]*.json")
         return sorted(int(path.stem) for path in found)
 
     def _find_checkpoint(self) -> None:
-        for cut_off in (self.folder / "checkpoints").glob(".*.tmp"):
-            cut_off.unlink()
-        facts = self.folder / "checkpoints" / "facts.json"
         try:
-            self._facts = from_json(facts.read_text(encoding="utf-8")) if facts.exists() else {}
-        except ValueError:
-            self.meter.note(f"warning: {facts} is damaged; the checkpoint's copy is used")
+            self._facts = read_sealed(self._facts_file) if self._facts_file.exists() else {}
+        except CheckpointError as error:
+            self._noted(f"{error}; the checkpoint's copy is used")
+        for weights in self._facts_file.parent.glob("[0-9]*.safetensors"):
+            if not weights.with_suffix(".json").exists():  # a kill came between the two
+                weights.unlink()
         numbers = self._numbers()
         self._number = numbers[-1] if numbers else 0
         for number in reversed(numbers):
             try:
                 self.pending = read_state(self.folder / "checkpoints" / f"{number:06d}")
             except CheckpointError as error:
-                self.meter.note(f"warning: {error}; the one before it is used")
+                self._noted(f"{error}; the one before it is used")
                 continue
             self._facts = json.loads(self.pending["facts"]) | self._facts
             self._earlier = self.pending["elapsed"]
@@ -336,6 +402,8 @@ class Run:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.done, self.seconds = list(state["done"]), dict(state["seconds"])
         self.pending = None
+        for text in self._found:
+            self.log("warning", text=text)
 
     def __enter__(self) -> Run:
         self._handlers: dict[int, Any] = {}

@@ -11,7 +11,14 @@ import torch
 
 from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
-from limbeck.engine.state import load_variable_state, read_state, value_hash, variable_state, write_state
+from limbeck.engine.state import (
+    load_variable_state,
+    locked,
+    read_state,
+    value_hash,
+    variable_state,
+    write_state,
+)
 from limbeck.errors import CheckpointError
 
 
@@ -52,5 +59,8 @@ class Teachers:
 
     def keep(self, run: Run, stage: str, net: torch.nn.Module) -> None:
         """Store the state of ``net``, which ``stage`` trained to its end, unless it is there already."""
-        if run.pending is None and not run.probing and not self.stem.with_suffix(".json").exists():
-            write_state(self.stem, {"net": variable_state(net), "seconds": run.seconds[stage]})
+        if run.pending is not None or run.probing:
+            return
+        with locked(self.stem.parent):
+            if not self.stem.with_suffix(".json").exists():
+                write_state(self.stem, {"net": variable_state(net), "seconds": run.seconds[stage]})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from limbeck.errors import CheckpointError
 from limbeck.plain import from_json
 
 State = dict[str, Any]
+SEAL = '{"sha256": "'
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -60,18 +63,42 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        _flush(temporary)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush(path.parent)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink()
         raise CheckpointError(f"cannot write {path}: {reason(error)}; the one before is kept") from error
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary folder, flush its files to disk, then put it in the place of ``path``.
+
+    Raises:
+        CheckpointError: it cannot be written; what stood at ``path`` before still stands.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for written in (*temporary.rglob("*"), temporary):
+            _flush(written)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"cannot write {path}: {reason(error)}; the one before is kept") from error
+
+
+def _flush(path: Path) -> None:
+    """Have a file or a folder on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def reason(error: Exception) -> str:
@@ -79,7 +106,30 @@ def reason(error: Exception) -> str:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
     if full:
         return "the disk is full: free some space or point the run elsewhere with --out"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    words = getattr(error, "strerror", None) or str(error)
+    return str(words).splitlines()[0] if words else type(error).__name__
+
+
+def sweep(folder: Path) -> None:
+    """Remove what ``write_atomically`` left in ``folder``, and below it, when its process was killed.
+
+    No other process may be at work there.
+    """
+    for cut_off in folder.rglob(".*.tmp"):
+        if cut_off.is_dir():
+            shutil.rmtree(cut_off)
+        else:
+            cut_off.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time into a ``folder`` that runs share; the lock ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep(folder)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,13 +146,49 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a map that is not empty as JSON whose first line is a digest of all that follows, atomically."""
+    body = json.dumps(value, indent=1).removeprefix("{\n")
+    write_text(path, f"{_seal(body.encode())}\n{body}")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what ``write_sealed`` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        CheckpointError: a byte of it is not what was written.
+    """
+    first, _, body = path.read_bytes().partition(b"\n")
+    if first != _seal(body).encode():
+        raise CheckpointError(f"{path} is damaged: its content is not what was written")
+    value: dict[str, Any] = from_json("{" + body.decode())
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file; where it is sealed, its content is what was written.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+        CheckpointError: its seal does not fit.
+    """
+    content = path.read_bytes()
+    return read_sealed(path) if content.startswith(SEAL.encode()) else from_json(content.decode())
+
+
+def _seal(body: bytes) -> str:
+    return f'{SEAL}{hashlib.sha256(body).hexdigest()}",'
+
+
 def write_state(stem: Path, state: State) -> None:
-    """Write ``state`` as ``<stem>.safetensors`` and, last, ``<stem>.json`` that vouches for it."""
+    """Write ``state`` as ``<stem>.safetensors`` and, last, ``<stem>.json`` that vouches for it and itself."""
     tensors: dict[str, Tensor] = {}
     form = pack(state, tensors)
     weights = stem.with_suffix(".safetensors")
     write_atomically(weights, lambda to: save_file(tensors, to))
-    write_json(stem.with_suffix(".json"), {"sha256": file_hash(weights), "state": form})
+    write_sealed(stem.with_suffix(".json"), {"weights": file_hash(weights), "state": form})
 
 
 def read_state(stem: Path) -> State:
@@ -111,11 +197,11 @@ def read_state(stem: Path) -> State:
     Raises:
         CheckpointError: a file is missing, cut short or altered.
     """
-    weights, facts = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+    weights = stem.with_suffix(".safetensors")
     try:
-        record = from_json(facts.read_text(encoding="utf-8"))
-        if file_hash(weights) != record["sha256"]:
-            raise CheckpointError(f"checkpoint {weights} is damaged: its content is not what was written")
+        record = read_sealed(stem.with_suffix(".json"))
+        if file_hash(weights) != record["weights"]:
+            raise CheckpointError(f"{weights} is damaged: its content is not what was written")
         state: State = unpack(record["state"], load_file(weights))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {stem} is damaged ({type(error).__name__})") from error

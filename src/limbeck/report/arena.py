@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limbeck import plain
+from limbeck.engine.state import write_text
 from limbeck.report import figures
 from limbeck.report.charts import Tick, axis
 from limbeck.report.page import environment
@@ -58,10 +58,7 @@ def write_arena(data: Mapping[str, Any], path: Path) -> Path:
         data: the content of the arena's JSON file.
         path: the HTML file; one that stood there is replaced whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(page(data), encoding="utf-8")
-    os.replace(fresh, path)
+    write_text(path, page(data))
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from limbeck.engine.state import write_text
 from limbeck.metrics.continual import DEFINITIONS, FORGETTING, forgetting, running_average
 from limbeck.report import charts, figures
 from limbeck.report.curves import share_charts, term_charts
@@ -20,6 +20,7 @@ from limbeck.report.figures import Figure, lookup
 from limbeck.report.heat import LEVELS, accuracy_cells, confusion
 from limbeck.report.run import Run, read_run
 
+PAGE = "report.html"
 WHO = ("student", "teacher")
 CALIBRATION = (figures.ECE, figures.NLL, figures.BRIER)
 
@@ -36,12 +37,11 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
     Raises:
         DataError: the folder is no run's, or a file in it is damaged.
+        CheckpointError: the page cannot be written.
     """
     run = read_run(run_dir)
-    path = Path(out) if out is not None else run.folder / "report.html"
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(page(run), encoding="utf-8")
-    os.replace(fresh, path)
+    path = Path(out) if out is not None else run.folder / PAGE
+    write_text(path, page(run))
     return path
 
 

@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from limbeck import plain
-from limbeck.errors import DataError
+from limbeck.engine.state import read_json
+from limbeck.errors import CheckpointError, DataError
 
 Event = Mapping[str, Any]
 
@@ -110,7 +111,9 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        result = plain.from_json(path.read_text(encoding="utf-8"))
+        result = read_json(path)
+    except CheckpointError as error:
+        raise DataError(f"{error}; `limbeck resume {folder}` writes it anew") from None
     except ValueError as error:
         raise DataError(
             f"{path} is damaged: {_one_line(error)}; `limbeck resume {folder}` writes it anew"

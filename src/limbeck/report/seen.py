@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.engine.state import write_text
+
 STREAM = {
     "student.average_accuracy": "A",
     "student.just_learned": "J",
@@ -59,7 +61,7 @@ def write_index(folder: Path) -> Path:
     lines += ["| recipe | prediction | seen | difference |", "| --- | --- | --- | --- |"]
     lines += [line for each in found for line in _predictions(each)]
     path = folder / "README.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

@@ -435,6 +435,7 @@ class Desk:
             recipe, run, self.tokens.spec, example, samples=len(whole),
             teacher_classes=self.tokens.teachers.classes,
         )  # fmt: skip
+        self.pair.agree(train=whole.fingerprint, test=self.test_rows.fingerprint)
         for part in self.pair.student.modules():
             if isinstance(part, CausalLM):
                 part.tokenizer = self.tokens.tokenizer  # what it is saved with

@@ -36,9 +36,10 @@ from limbeck.engine.capture import (
 )
 from limbeck.engine.distillation import Ask, Distillation, combine, main_of
 from limbeck.engine.fit import Source, autocast
+from limbeck.engine.guards import checksum
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
-from limbeck.engine.state import load_variable_state, module_hash
+from limbeck.engine.state import load_variable_state, module_hash, value_hash
 from limbeck.errors import ConfigError, NonFiniteError, ShapeError
 from limbeck.nets.taps import core
 from limbeck.objectives.labels import Labels
@@ -104,6 +105,21 @@ class Pair:
         self.adapters = self._build_adapters(self.example)
         parts: dict[str, nn.Module] = {**self.nets(), "objectives": self.adapters}
         run.modules = nn.ModuleDict(parts if self.adapting is None else {**parts, "adapting": self.adapting})
+
+    def agree(self, **data: str) -> None:
+        """Hold a resumed run to the frozen networks, and to the ``data`` by its fingerprints, that it began
+        with.
+
+        Raises:
+            CheckpointError: one of them is another.
+        """
+        still = constants(self.nets())
+        if self.teacher is not None and not self.learns:
+            still["teacher"] = self.teacher
+        sums = {name: value_hash(checksum(part)) for name, part in still.items()}
+        self.run.agree(
+            "what the run reads", {**data, **sums}, "put that back as it was, or start the run anew"
+        )
 
     @property
     def listens(self) -> bool:
@@ -309,7 +325,7 @@ class Pair:
                 return {"query": net.query(batch.inputs)}
 
         key = {"what": "query", "net": hashes({"net": net}), "precision": self.run.settings.precision}
-        captured = Captured(self.root, lambda: key, batches, ask, device=self.run.device)
+        captured = Captured(self.root, lambda: key, batches, ask, device=self.run.device, warn=self.run.warn)
         return WithQuery(chosen, self.run.kept(captured))
 
     def captured_teacher(self, batches: Replayable, epochs: int) -> Captured | None:
@@ -344,7 +360,9 @@ class Pair:
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
         folder = self.run.folder / "cache"
         size = CHUNK if self.dry[0].hidden is None else batches.batch_size  # a row of text is far more
-        captured = Captured(folder, key, batches, ask, device=self.run.device, dtype=dtype, size=size)
+        captured = Captured(
+            folder, key, batches, ask, device=self.run.device, warn=self.run.warn, dtype=dtype, size=size
+        )
         return self.run.kept(captured)
 
     def _report_rest(self, rows: Mapping[str, Tensor]) -> None:

@@ -35,6 +35,7 @@ class Session:
             recipe, run, spec, self._example(2), shared_query=self.plan.query == "student",
             samples=len(self.splits.train),
         )  # fmt: skip
+        self.pair.agree(train=self.splits.train.fingerprint, test=self.splits.test.fingerprint)
         self.selection = Selection(recipe.selector)
         self.student, self.teacher = self.pair.student, self.pair.teacher
         if not self.pair.learns:

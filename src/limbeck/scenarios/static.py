@@ -204,6 +204,7 @@ class Desk:
             recipe, run, spec, next(iter(self.learning.in_order(2).epoch(0))), samples=len(train),
             teacher_classes=None if self.teacher_data is None else len(self.teacher_data.classes),
         )  # fmt: skip
+        self.pair.agree(train=train.fingerprint, test=self.splits.test.fingerprint)
         if self.teacher_data is not None and self.pair.judged and self.teacher_data.classes != train.classes:
             run.warn(
                 f"the teacher learns the classes {', '.join(self.teacher_data.classes[:3])}, ... of "

@@ -1,0 +1,121 @@
+"""What the faults are done to: a run of a second or two of every scenario, and of ``limbeck.distill``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.battery import test_scenarios
+from tests.engine import small
+from torch import nn
+
+import limbeck
+from limbeck import api, config, registry
+from limbeck.engine.settings import Engine
+from limbeck.engine.state import read_state
+
+Go = Callable[[Path, Path], Any]
+"""Begin a run in a folder, or go on with it; what runs share lies in the second folder."""
+
+OFTEN = ("engine.checkpoint_seconds=0", "engine.reuse_teachers=true")
+MORE = {
+    "continual": (*small.REPLAYED, "scenario.epochs=3"),
+    "static": ("scenario.epochs=3",),
+    "language": ("scenario.epochs=3",),
+}
+"""Overrides that let a scenario fill a cache, which it does not in a single epoch."""
+
+
+def of_recipe(recipe: Callable[[Path], config.Recipe]) -> Go:
+    """A run of the recipe that is made for a folder of caches."""
+
+    def go(folder: Path, caches: Path) -> None:
+        if (folder / "recipe.yaml").exists():
+            api.resume(folder, quiet=True)
+        else:
+            api.run(recipe(caches), out=folder, quiet=True)
+
+    return go
+
+
+def plain_modules(folder: Path, caches: Path, **more: Any) -> Any:
+    """``limbeck.distill``: one perceptron into another, on numbers."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(96, 6, generator=draw)
+    labels = inputs[:, :3].argmax(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        teacher = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+        student = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    given: dict[str, Any] = {"train": (inputs, labels), "teacher": teacher, "student": student} | more
+    return limbeck.distill(
+        **given, test=(inputs, labels), epochs=4, batch_size=16, out=folder, quiet=True,
+        resume=(folder / "metrics.jsonl").exists(),
+        engine=Engine(threads=1, checkpoint_seconds=0, cache_root=str(caches), log_every=2),
+    )  # fmt: skip
+
+
+def procedures(place: Path) -> dict[str, Go]:
+    """All of them by name; their networks are written into ``place``."""
+
+    def built(name: str, *sets: str) -> Go:
+        return of_recipe(
+            lambda caches: test_scenarios.recipe(
+                place, name, *OFTEN, f"engine.cache_root={caches}", *MORE.get(name, ()), *sets
+            )
+        )
+
+    every: dict[str, Go] = {name: built(name) for name in registry.names("scenarios")}
+    joint = ("scenario.schedule=joint", "student.kd_prompts=null", "scenario.epochs=2")
+    return every | {"continual, joint": built("continual", *joint), "distill": plain_modules}
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """All that a finished run came to, without what time has a part in."""
+    student = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted((folder / "student").rglob("*"))
+        if path.is_file() and path.name != "README.md"  # the card tells the time that the run took
+    }
+    return {"student": student, "figures": small.figures(folder), "log": small.lines(folder)}
+
+
+def where_unlike(folder: Path, other: Path) -> str | None:
+    """In what two finished runs differ; None where in nothing."""
+    one, two = ended(folder), ended(other)
+    for what, own in one.items():
+        if own != two[what]:
+            return what
+    return None
+
+
+def files(folder: Path) -> set[str]:
+    """The files below a folder, but for checkpoints, whose numbers depend on when they were written."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path.as_posix() for path in found if path.parts[0] != "checkpoints"}
+
+
+def left_behind(folder: Path, other: Path) -> list[str]:
+    """Files of a finished run that ``other``, left alone, does not have, and checkpoints that are no pair."""
+    kept = {path.name for path in (folder / "checkpoints").glob("*")} - {"facts.json"}
+    halves = {name.partition(".")[0] for name in kept}
+    whole = {f"{half}{kind}" for half in halves for kind in (".json", ".safetensors")}
+    return sorted((files(folder) - files(other)) | (kept ^ whole))
+
+
+def progress(folder: Path) -> tuple[int, int, int]:
+    """Where the newest checkpoint stands, which must be a good one: stages done, epoch, batch."""
+    stems = sorted(path.with_suffix("") for path in (folder / "checkpoints").glob("[0-9]*.json"))
+    if not stems:
+        return (0, 0, 0)
+    state = read_state(stems[-1])
+    return (len(state["done"]), state["epoch"], state["batch"])
+
+
+def write(folder: Path, name: str, found: dict[str, Any]) -> None:
+    """Write what a part of the faults found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(found | {"versions": api.versions()}, indent=1) + "\n")
