@@ -85,8 +85,52 @@ SERVED = (
 SAID: dict[str, tuple[tuple[str, ...], str]] = {
     "tokenizers that differ": (
         (OWN, "data.domains=[docs]"),
-        r"teacher and student read different tokens \(16 and \d+\): take a student with the teacher's "
-        r"tokenizer, or the objective uld, which aligns them",
+        r"teacher and student read different tokens \(16 and \d+\), which objective divergence "
+        r"compares: take a student with the teacher's tokenizer, or the objective uld alone",
+    ),
+    "tokenizers that differ, and the labels alone": (
+        (OWN, "data.domains=[docs]", "objective=[labels]", "scenario.writing={share: 1, by: teacher}"),
+        r"teacher and student read different tokens \(16 and \d+\): take a student with the teacher's tok",
+    ),
+    "an objective beside the one that aligns tokenizers": (
+        (OWN, "data.domains=[docs]", "objective=[uld, first]"),
+        r"different tokens \(16 and \d+\), which objective first compares: take a student with the teacher",
+    ),
+    "a selector that compares tokens of two tokenizers": (
+        (OWN, "data.domains=[docs]", "objective=[labels, uld]", "selector=adaspec"),
+        r"different tokens \(16 and \d+\), which selector adaspec compares: .* or the selector all",
+    ),
+    "texts that are written in one of two tokenizers": (
+        (OWN, "data.domains=[docs]", "objective=[labels, uld]", "scenario.writing={share: 0.5}"),
+        r"but what a network writes is read in its own alone: .* or set scenario\.writing to null",
+    ),
+    "a selector without its teacher": (
+        ("teacher=none", "objective=[labels]", OWN, "selector=ddk"),
+        "selector ddk compares with a teacher but teacher is none: name one",
+    ),
+    "more than a served teacher tells a selector": (
+        (SERVED, "selector=ddk"),
+        r"selector ddk reads all that the teacher says, but it is served and tells of its 4 most probable",
+    ),
+    "fewer top tokens than an objective reads": (
+        ("objective=[first]", "engine.cache_top_k=4"),
+        r"objective first reads 5 of the teacher's tokens, but the 4 most probable alone are kept: set eng",
+    ),
+    "top tokens for an objective that reads all": (
+        ("objective=[uld]", "engine.cache_top_k=4"),
+        r"objective uld reads all of the teacher's tokens, but the 4 most probable alone are kept: set eng",
+    ),
+    "a written text for a privacy that the data alone knows": (
+        ("objective=[swing]", "data.private=[digits]", "scenario.writing={share: 0.5}"),
+        r"objective swing reads how private each token is, .*: set scenario\.writing to null",
+    ),
+    "a privacy that the data does not tell": (
+        ("objective=[swing]",),
+        r"objective swing reads how private each token is, but the data does not say: set data\.private",
+    ),
+    "a secret that is no number": (
+        ("data={name: canaries, data: {name: python_texts}, formats: ['pin ##'], secrets: ['ab']}",),
+        r"data: 'pin ##' has 2 slots '#' for 'ab': give one digit for each",
     ),
     "no tokenizer": (
         ("teacher=none", "objective=[labels]"),

@@ -220,12 +220,14 @@ class Needs:
         teacher_logits: whether it reads what the teacher says of the classes or of the next token.
         logits: whether it reads logits; one that is content with a language model's ``hidden`` and
             ``unembedding`` or ``top`` says False.
+        tokens: how many of a language model's most probable tokens it must be told of, at least; None = all.
     """
 
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
     teacher_logits: bool = True
     logits: bool = True
+    tokens: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -582,7 +584,15 @@ class Course(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Selector:
     """What counts, and how much. Those without a memory implement ``weights`` or ``indices``; those that
-    look at data or networks first, or learn, override ``prepare``."""
+    look at data or networks first, or learn, override ``prepare``.
+
+    Attributes:
+        asks: whether it compares what language models say of the same tokens.
+        asks_all: whether it does so with all that the teacher says, not with its most probable tokens alone.
+    """
+
+    asks: ClassVar[bool] = False
+    asks_all: ClassVar[bool] = False
 
     def weights(
         self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress

@@ -230,6 +230,16 @@ def test_a_reader_can_unread() -> None:
     assert (reader.length, reader.calls, reader.vocabulary) == (4, 2, VOCABULARY)
 
 
+def test_the_last_token_need_not_be_read() -> None:
+    (told,) = generate(llama(), [[1, 2]], max_new_tokens=63, sampling=GREEDY)
+    assert len(told) == 63, "a model that reads 64"
+
+
+def test_tokens_that_the_tokenizer_lacks_are_not_drawn() -> None:
+    told = generate(llama(), PROMPTS * 4, max_new_tokens=20, vocabulary=4, generator=seeded())
+    assert {token for text in told for token in text} == {0, 1, 2, 3}
+
+
 # Bad input
 
 
@@ -238,7 +248,7 @@ def test_a_reader_can_unread() -> None:
     [
         ({"prompts": [[1], []]}, DataError, "prompt 1 is empty"),
         ({"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
-        ({"max_new_tokens": 64}, ShapeError, "reads 64"),
+        ({"max_new_tokens": 65}, ShapeError, "reads 64"),
         ({"prompts": [[1, VOCABULARY]]}, ShapeError, f"token {VOCABULARY} is not in the vocabulary"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0"),
         ({"sampling": Sampling()}, ConfigError, "no generator"),

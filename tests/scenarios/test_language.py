@@ -88,6 +88,14 @@ def test_what_is_left_out_alone_makes_a_difference(place: Path) -> None:
     assert told["kept"] == 4 and told["tokens"] == 16 and 0 < told["left_out"] < 1
 
 
+@pytest.mark.parametrize("objective", ["divergence", "kd", "first"])
+def test_what_is_left_out_is_left_out_live_too(place: Path, objective: str) -> None:
+    asked = (f"objective=[{objective}]", "engine.cache_top_k=5")
+    assert gap(finished(place, *asked), finished(place, LIVE, *asked)) < 1e-5
+    if objective != "first":
+        assert gap(finished(place, ONE, *asked), finished(place, ONE, asked[0])) > 1e-3
+
+
 def test_a_half_precision_cache_is_near(place: Path) -> None:
     assert 0 < gap(finished(place), finished(place, "engine.cache_dtype=float16")) < 1e-2
 

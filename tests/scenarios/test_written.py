@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from limbeck.scenarios.written import Writer, Writing, Written
 from limbeck.students.llama import LlamaStudent
 
 LENGTH, BATCH = 16, 4  # a row holds any of the texts
+SPEC = Spec(classes=40, size=LENGTH, special={"eos": 0, "pad": 0})
 
 
 def rows() -> Rows:
@@ -32,8 +34,7 @@ def rows() -> Rows:
 
 
 def model(seed: int = 0) -> nn.Module:
-    spec = Spec(classes=40, size=LENGTH, special={"eos": 0, "pad": 0})
-    net = LlamaStudent(layers=1, width=16, heads=2).build(spec, torch.Generator().manual_seed(seed))
+    net = LlamaStudent(layers=1, width=16, heads=2).build(SPEC, torch.Generator().manual_seed(seed))
     found: nn.Module = net.get_submodule("network")
     return found
 
@@ -43,9 +44,11 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run", Engine(device="cpu"), seed=3, quiet=True)
 
 
-def written(run: Run, plan: Writing, network: nn.Module | None = None) -> Written:
+def written(
+    run: Run, plan: Writing, network: nn.Module | None = None, *, spec: Spec = SPEC
+) -> Written:
     source = TokenBatches(rows(), batch_size=BATCH, seed=1)
-    return Written(plan, source, source.rows, network or model(), run, eos=0, batch_size=BATCH)
+    return Written(plan, source, source.rows, network or model(), run, spec=spec, batch_size=BATCH)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -78,6 +81,12 @@ def test_a_prompt_is_of_one_document_and_has_no_padding() -> None:
         kept = rows_of(corpus, tokenizer, Reading(length=10, pack=pack))
         writer = Writer(model=None, length=10, prompt=6, eos=0, batch_size=1)
         assert [tokenizer.decode(writer.prompt_of(kept, row)) for row in range(len(kept))] == wanted
+
+
+def test_what_only_the_network_has_room_for_is_not_written(run: Run) -> None:
+    made = written(run, Writing(share=1, prompt=5), spec=replace(SPEC, classes=30))
+    assert all(int(batch.labels.max()) < 30 for batch in made.epoch(0))
+    assert any(int(batch.labels.max()) >= 30 for batch in written(run, Writing(share=1, prompt=5)).epoch(0))
 
 
 def test_a_share_of_none_leaves_the_data_and_a_share_of_some_writes_some(run: Run) -> None:
@@ -128,7 +137,7 @@ def test_written_tokens_carry_the_chance_that_they_were_drawn_with(run: Run, sha
     own, other = model(), model(1)
     source = TokenBatches(rows(), batch_size=BATCH, seed=1)
     plan = Writing(share=1, prompt=5, lag=2, teacher_mix=share)
-    made = Written(plan, source, source.rows, own, run, eos=0, batch_size=BATCH, teacher=other)
+    made = Written(plan, source, source.rows, own, run, spec=SPEC, batch_size=BATCH, teacher=other)
     for batch in islice(made.epoch(0), 4):
         with torch.no_grad():
             q, p = (

@@ -138,7 +138,7 @@ def fill(format: str, secret: str) -> str:
         ConfigError: not one digit per slot, or no slot.
     """
     slots = format.count(SLOT)
-    if slots != len(secret) or not slots:
+    if slots != len(secret) or not slots or not set(secret) <= set(DIGITS):
         raise ConfigError(f"{format!r} has {slots} slots {SLOT!r} for {secret!r}: give one digit for each")
     digits = iter(secret)
     return "".join(next(digits) if character == SLOT else character for character in format)

@@ -197,10 +197,22 @@ def token_outputs(rows: Rows, batch: Batch, head: Unembedding | int, *, project:
         logits = head.logits(hidden) if project else hidden.new_empty(len(hidden), 0)
         return Outputs(logits=logits, hidden=hidden, unembedding=head, features=taps)
     ids, shares = batch.counted(rows["ids"]).long(), batch.counted(rows["shares"]).float()
-    logits = shares.new_empty(len(shares), 0)
-    if project:
-        logits = probable_logits(ids, shares, head if isinstance(head, int) else len(head.weight))
-    return Outputs(logits=logits, top=(ids, shares), features=taps)
+    told = Outputs(logits=shares.new_empty(len(shares), 0), top=(ids, shares), features=taps)
+    return topped(told, None, head if isinstance(head, int) else len(head.weight), project=project)
+
+
+def topped(outputs: Outputs, top: int | None, width: int, *, project: bool = False) -> Outputs:
+    """A language model's answer with its ``top`` most probable tokens alone, as a cache of these gives it.
+
+    Args:
+        outputs: with ``hidden`` [R, D] and ``unembedding``, or with ``top``.
+        top: how many tokens; None = all of ``outputs.top``.
+        width: how many tokens there are.
+        project: see ``token_outputs``.
+    """
+    ids, shares = _top(outputs, top)
+    logits = probable_logits(ids, shares, width) if project else shares.new_empty(len(shares), 0)
+    return Outputs(logits=logits, top=(ids, shares), features=outputs.features)
 
 
 def probable_logits(ids: torch.Tensor, shares: torch.Tensor, width: int) -> torch.Tensor:

@@ -168,9 +168,11 @@ def _named(name: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def combine(objectives: Mapping[str, Objective]) -> Needs:
     """What several objectives read together, each tap once."""
     needs = [objective.needs() for objective in objectives.values()]
+    asked = [need.tokens for need in needs]
     return Needs(
         student=tuple(dict.fromkeys(tap for need in needs for tap in need.student)),
         teacher=tuple(dict.fromkeys(tap for need in needs for tap in need.teacher)),
         teacher_logits=any(need.teacher_logits for need in needs),
         logits=any(need.logits for need in needs),
+        tokens=None if None in asked else max((count or 0 for count in asked), default=0),
     )

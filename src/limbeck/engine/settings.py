@@ -1,5 +1,6 @@
 """How a run is carried out: the machine's side of a recipe. Nothing here changes what is computed, except
-``precision``, ``compile``, a reduced ``cache_dtype`` and, in the last bits, ``device`` and ``threads``."""
+``precision``, ``compile``, ``cache_top_k``, a reduced ``cache_dtype`` and, in the last bits, ``device`` and
+``threads``."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Engine:
         cache_root: folder of the caches that runs share; None = ``.cache`` beside the run's folder.
         cache_dtype: storage type of cached outputs; ``float16`` halves the size and rounds.
         cache_top_k: keep only so many of a teacher's largest logits, and the mass of the rest, which is then
-            spread evenly: exact at temperature 1 for what is kept. None = all logits.
+            spread evenly: exact at temperature 1 for what is kept. So too where nothing is cached, and the
+            teacher is asked live. None = all logits.
         reuse_teachers: take a teacher that an earlier run trained in exactly the same way.
     """
 

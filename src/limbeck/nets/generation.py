@@ -178,6 +178,7 @@ def generate(
     generator: torch.Generator | None = None,
     keys: Sequence[int] | None = None,
     batch_size: int = 16,
+    vocabulary: int | None = None,
 ) -> list[list[int]]:
     """Continuations of ``prompts``, each up to and including its first end of text.
 
@@ -201,6 +202,8 @@ def generate(
         generator: gives one number, the root of all streams; greedy needs none.
         keys: a number >= 0 per prompt, that tells its stream from others; None = its place in ``prompts``.
         batch_size: how many prompts are read together at most.
+        vocabulary: the tokens that may be drawn, counted from 0: a model may have room for more than its
+            tokenizer has. None = all.
 
     Raises:
         ConfigError: no generator to draw with, or a limit or batch size below 1.
@@ -210,7 +213,7 @@ def generate(
     """
     told = drawn(
         model, prompts, max_new_tokens=max_new_tokens, eos=eos, sampling=sampling, generator=generator,
-        keys=keys, batch_size=batch_size,
+        keys=keys, batch_size=batch_size, vocabulary=vocabulary,
     )  # fmt: skip
     return [[token for token, _ in text] for text in told]
 
@@ -225,6 +228,7 @@ def drawn(
     generator: torch.Generator | None = None,
     keys: Sequence[int] | None = None,
     batch_size: int = 16,
+    vocabulary: int | None = None,
     other: tuple[PreTrainedModel, float] | None = None,
 ) -> list[list[tuple[int, float]]]:
     """What ``generate`` gives, each token with the probability that it had of being drawn.
@@ -246,7 +250,7 @@ def drawn(
             logits = reader.read(torch.tensor([list(prompts[i]) for i in rows]))
             for left in reversed(range(max_new_tokens)):
                 uniform = torch.tensor([chance[i].random() for i in alive], dtype=torch.float64)
-                found, likely = sampling.scored(logits[:, -1], uniform)
+                found, likely = sampling.scored(logits[:, -1, :vocabulary], uniform)
                 tokens = found.tolist()
                 for i, token, probability in zip(alive, tokens, likely.tolist(), strict=True):
                     continued[i].append((token, probability))
@@ -317,7 +321,7 @@ def check(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_toke
     for place, prompt in enumerate(prompts):
         if not len(prompt):
             raise DataError(f"prompt {place} is empty: begin it with the tokenizer's first token (BOS)")
-        if limit is not None and len(prompt) + max_new_tokens > limit:
+        if limit is not None and len(prompt) + max_new_tokens - 1 > limit:  # the last one is not read
             raise ShapeError(
                 f"prompt {place} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, but the "
                 f"model reads {limit}: shorten one of them"

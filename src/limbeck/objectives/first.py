@@ -82,7 +82,7 @@ class FIRST(Objective):
 
     def needs(self) -> Needs:
         """What the teacher says of the next token; no logits."""
-        return Needs(logits=False)
+        return Needs(logits=False, tokens=self.k)
 
     def build(self, student: Outputs, teacher: Outputs, facts: Facts = NO_FACTS) -> nn.Module:
         """What finds the temperature."""

@@ -68,7 +68,7 @@ class MiniLLM(Objective):
 
     def needs(self) -> Needs:
         """What the teacher says of the next token; no logits."""
-        return Needs(logits=False)
+        return Needs(logits=False, tokens=None)
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """``{"single": ..., "long": ...}`` of a written batch; ``{"labels": ...}`` of another."""

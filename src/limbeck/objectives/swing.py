@@ -28,6 +28,7 @@ class Swing(Objective):
 
     Attributes:
         zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
+        reads_privacy: it reads how private the data says that each token is.
         weight: factor of the divergence, >= 0.
         t_low: temperature of a token that is not private, > 0.
         t_high: of one that surely is, >= ``t_low``; 2 to 50.
@@ -48,6 +49,7 @@ class Swing(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    reads_privacy: ClassVar[bool] = True
 
     weight: float = 1.0
     t_low: float = 1.0

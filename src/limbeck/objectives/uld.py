@@ -51,7 +51,7 @@ class ULD(Objective):
 
     def needs(self) -> Needs:
         """What the teacher says of the next token; its logits are made of hidden states here."""
-        return Needs(logits=False)
+        return Needs(logits=False, tokens=None)
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """``{"uld": weight * mean over the texts of the mean over their tokens}``."""

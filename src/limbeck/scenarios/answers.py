@@ -39,7 +39,7 @@ def answered(
     fits = [
         place
         for place in range(len(documents))
-        if all(len(prompts[who][place]) + tokens <= room(reader) for who, reader in readers.items())
+        if all(len(prompts[who][place]) + tokens - 1 <= room(reader) for who, reader in readers.items())
     ]
     if not fits:
         return {}
@@ -62,7 +62,7 @@ def prompts_of(reader: Reader, documents: Sequence[Document], *, template: bool)
 
 
 def room(reader: Reader) -> float:
-    """How many tokens a network reads at most."""
+    """How many tokens a network reads at most; the last one of an answer it need not read."""
     most: int | None = getattr(model_of(reader[0]).config.get_text_config(), "max_position_embeddings", None)
     return float("inf") if most is None else most
 
@@ -73,7 +73,7 @@ def answers(reader: Reader, prompts: Sequence[Sequence[int]], *, tokens: int, ba
     end = tokenizer.eos_token_id
     told = generate(
         model_of(net), prompts, max_new_tokens=tokens, eos=() if end is None else (end,),
-        sampling=Sampling(temperature=0), batch_size=batch_size,
+        sampling=Sampling(temperature=0), batch_size=batch_size, vocabulary=len(tokenizer),
     )  # fmt: skip
     return [str(tokenizer.decode(text, skip_special_tokens=True)) for text in told]
 

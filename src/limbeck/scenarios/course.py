@@ -16,7 +16,7 @@ from limbeck.engine.optim import Optim
 from limbeck.engine.seeds import generator
 from limbeck.errors import ConfigError
 from limbeck.objectives.labels import Labels
-from limbeck.scenarios.pair import Pair, constants, project
+from limbeck.scenarios.pair import Pair, constants, prepare, project
 
 
 class Lessons:
@@ -58,7 +58,7 @@ class Lessons:
 
     def step(self, selection: Selection) -> Distillation:
         """See ``contracts.Course.step``."""
-        return self.pair.distillation(None, None if self.teacher is None else self.pair.ask_live, selection)
+        return self.pair.distillation(None, None if self.teacher is None else self.pair.ask_kept, selection)
 
     def probe(
         self, name: str, epochs: int, *, taught: bool = False, same_start: bool = False,
@@ -72,6 +72,8 @@ class Lessons:
         if pair.teacher is not None:
             net.attach_teacher(pair.teacher)
         net.prepare(self)
+        if same_start:  # the student may have learnt before its teacher came
+            net.load_state_dict(self.student.state_dict())
         objectives = pair.objectives if taught else {"labels": Labels()}
         apart = [key for key, objective in objectives.items() if pair.adapting and objective.path]
         if apart:
@@ -80,11 +82,12 @@ class Lessons:
                 "of a selector cannot ask: set selector.taught to false"
             )
         built = pair.built(objectives, net)
+        prepare(built, self)
         pair.start(stage, self.index, self.labels, built)
         run.modules.add_module(stage, nn.ModuleDict({"net": net, "objectives": built}))
         module = Distillation(
             net, dict(built.items()), combine(objectives),
-            ask=pair.ask_live if taught and pair.teacher is not None else None,
+            ask=pair.ask_kept if taught and pair.teacher is not None else None,
             paths={key: objective.path for key, objective in objectives.items()},
             query=net.query if net.query_dim is not None else None,
         )  # fmt: skip

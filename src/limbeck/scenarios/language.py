@@ -26,10 +26,11 @@ from limbeck.engine.state import value_hash
 from limbeck.errors import ConfigError
 from limbeck.nets.causal_lm import CausalLM, check_packing
 from limbeck.nets.language_models import load_model
+from limbeck.scenarios import text_checks
 from limbeck.scenarios.answers import answered
 from limbeck.scenarios.course import Lessons, Watched, by_labels, facts_of
 from limbeck.scenarios.exposures import Reader, exposures
-from limbeck.scenarios.fit_together import check_objectives, has_teacher, named
+from limbeck.scenarios.fit_together import check_objectives, has_teacher
 from limbeck.scenarios.judging import judged
 from limbeck.scenarios.pair import Pair, constants, hashes
 from limbeck.scenarios.selected import Selected
@@ -89,13 +90,15 @@ class Language(Scenario):
 
     def check(self, recipe: Any) -> None:
         """Preflight: texts, tokenizers, and whether both networks read text."""
-        check_texts(recipe)
-        check_cache(recipe)
-        teacher_writes = self.writing is not None and self.writing.by == "teacher"
-        check_writing(self.writing, recipe)
-        if not teacher_writes:  # else the teacher is heard through its texts
+        text_checks.check_texts(recipe)
+        text_checks.check_privacy(recipe)
+        text_checks.check_selector(recipe)
+        text_checks.check_writing(self.writing, recipe)
+        if self.writing is None or self.writing.by == "student":  # else it is heard through its texts
             check_objectives(recipe)
         tokens = Tokens(recipe)
+        text_checks.check_kept(recipe, tokens.spec.classes)
+        text_checks.check_alignment(recipe, len(tokens.tokenizer), tokens.other, self.writing)
         recipe.student.check(tokens.spec)
         if self.start_epochs and recipe.student.needs_teacher:
             raise ConfigError(
@@ -186,7 +189,7 @@ class Language(Scenario):
             rounds = source.steps * self.epochs / desk.learning.steps
             fixed = self.writing is None  # what is written comes once
             captured = pair.captured_teacher(desk.learning, math.ceil(rounds)) if fixed else None
-            ask = pair.ask_live if captured is None else pair.remembered(captured)
+            ask = pair.remembered(captured)
         pair.start(stage, desk.learning.index, desk.learning.labels)
         run.meter.plan[stage] = source.steps * self.epochs
         turns = [Turn("student", pair.distillation(None, ask, selection), self.optim, frozen)]
@@ -235,55 +238,6 @@ class Language(Scenario):
         }  # fmt: skip
 
 
-def check_texts(recipe: Any) -> None:
-    """Raise unless data and networks are made for text."""
-    if not isinstance(getattr(recipe.data, "reading", None), Reading):
-        raise ConfigError(
-            f"data is {type(recipe.data).__name__}, which holds no texts: take python_texts, text_files, "
-            "jsonl or hub_texts, or another scenario"
-        )
-    for who in ("student", "teacher"):
-        choice = getattr(recipe, who)
-        if (who == "student" or has_teacher(recipe)) and not choice.reads_text():
-            raise ConfigError(
-                f"the {who} is {type(choice).__name__}, which is no language model: take llama or causal_lm"
-                + (", or trained with one as its network" if who == "teacher" else "")
-            )
-
-
-def check_cache(recipe: Any) -> None:
-    """Raise where a teacher of whom the top tokens alone are kept is asked for more than that."""
-    if recipe.engine.cache_top_k is None and recipe.teacher.tells() is None:
-        return
-    for name, objective in named(recipe).items():
-        heat = getattr(objective, "temperature", 1)
-        if heat != 1 and not objective.needs().logits:
-            raise ConfigError(
-                f"objective.{name}.temperature is {heat}, but the teacher's top tokens are known at 1 alone: "
-                "set it to 1, or engine.cache_top_k to null and the teacher to one that is not served"
-            )
-
-
-def check_writing(writing: Writing | None, recipe: Any) -> None:
-    """Raise where texts cannot be written, or are not, though an objective learns from them."""
-    taught = writing is not None and (writing.by == "teacher" or writing.teacher_mix > 0)
-    if taught and not has_teacher(recipe):
-        raise ConfigError(
-            "scenario.writing has the teacher write but teacher is none: name one, or let the student write"
-        )
-    if taught and recipe.teacher.tells() is not None:
-        raise ConfigError(
-            "scenario.writing has the teacher write but it is served, and is asked for probabilities alone: "
-            "let the student write"
-        )
-    for name, objective in named(recipe).items():
-        if getattr(objective, "on_policy", False) and (writing is None or writing.by == "teacher"):
-            raise ConfigError(
-                f"objective {name} learns from texts that the student writes, but scenario.writing names "
-                "none: set it to {by: student, share: 1}"
-            )
-
-
 class Tokens:
     """The texts of a recipe as its networks read them.
 
@@ -298,8 +252,7 @@ class Tokens:
         spec: what the student is built for.
 
     Raises:
-        ConfigError: no tokenizer is named, or teacher and student read different tokens and nothing aligns
-            them.
+        ConfigError: no tokenizer is named, or a student that is made of its teacher has another.
     """
 
     def __init__(self, recipe: Any) -> None:
@@ -310,16 +263,10 @@ class Tokens:
         other = self._teachers(recipe)
         same = other is None or vocabulary_hash(other) == vocabulary_hash(self.tokenizer)
         self.other = None if same else other
-        aligned = any(getattr(objective, "aligns", False) for objective in recipe.objective)
         if self.other is not None and recipe.student.needs_teacher:
             raise ConfigError(
                 f"data.tokenizer has {len(self.tokenizer)} tokens, but the student is made of its teacher's "
                 f"weights and reads that one's {len(other)}: set it to null"
-            )
-        if self.other is not None and not aligned:
-            raise ConfigError(
-                f"teacher and student read different tokens ({len(other)} and {len(self.tokenizer)}): "
-                "take a student with the teacher's tokenizer, or the objective uld, which aligns them"
             )
         self.reading, self.spec = reading, spec_of(self.tokenizer, reading)
 
@@ -488,7 +435,7 @@ class Desk:
         nets = self.pair.nets()
         return Written(
             plan, source, self.learning.rows, model_of(nets[plan.by]), self.run,
-            eos=self.tokens.spec.special.get("eos"), batch_size=self.plan.batch_size,
+            spec=self.tokens.spec, batch_size=self.plan.batch_size,
             teacher=model_of(nets["teacher"]) if plan.teacher_mix else None,
         )  # fmt: skip
 

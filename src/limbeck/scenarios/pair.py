@@ -33,6 +33,7 @@ from limbeck.engine.capture import (
     rows_of,
     token_outputs,
     token_rows,
+    topped,
 )
 from limbeck.engine.distillation import Ask, Distillation, combine, main_of
 from limbeck.engine.fit import Source, autocast
@@ -205,9 +206,7 @@ class Pair:
     def prepare(self, course: Course) -> None:
         """Let student and objectives look at data and teacher before the student's training."""
         self.student.prepare(course)
-        for objective in self.adapters.values():
-            if hasattr(objective, "prepare"):
-                objective.prepare(course)  # type: ignore[operator]
+        prepare(self.adapters, course)
 
     def start(self, stage: str, index: Tensor, labels: Tensor, built: nn.ModuleDict | None = None) -> None:
         """Tell the objectives, or others that were ``built``, which samples [n] the stage goes over, and the
@@ -273,6 +272,17 @@ class Pair:
         self.teacher.eval()
         outputs: Outputs = self.teacher(self.told(batch), taps=self.needs.teacher)
         return self._in_order(outputs).detach()
+
+    def ask_kept(self, batch: Batch) -> Outputs:
+        """What the teacher says live, as a cache would give it back: no more of it than is kept."""
+        said, top = self.ask_live(batch), self.top()
+        if top is None:
+            return said
+        if batch.rows is None:
+            return replace(outputs_of(rows_of(said, top), self.classes), prompts=said.prompts)
+        head = self.head()
+        width = head if isinstance(head, int) else len(head.weight)
+        return topped(said, top, width, project=self.needs.logits)
 
     @torch.no_grad()
     def observe(self, batches: Batches) -> None:
@@ -389,8 +399,10 @@ class Pair:
         left_out = 1 - float(kept.double().mean())
         return {"kept": self.top() or 0, "tokens": self.classes, "left_out": left_out}
 
-    def remembered(self, captured: Captured) -> Ask:
-        """A teacher that answers from what was captured."""
+    def remembered(self, captured: Captured | None) -> Ask:
+        """A teacher that answers from what was captured, or live where nothing was."""
+        if captured is None:
+            return self.ask_kept
 
         def ask(batch: Batch) -> Outputs:
             if batch.rows is None:
@@ -544,6 +556,13 @@ def head_of(net: Net) -> Unembedding:
         )
     head: Unembedding = found[0].unembedding().detach()  # type: ignore[operator]
     return head
+
+
+def prepare(built: nn.ModuleDict, course: Course) -> None:
+    """Let objectives look at data and teacher before the training that they are of."""
+    for objective in built.values():
+        if hasattr(objective, "prepare"):
+            objective.prepare(course)  # type: ignore[operator]
 
 
 def project(net: Net, logits: bool) -> None:

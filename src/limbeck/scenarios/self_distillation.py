@@ -152,7 +152,7 @@ class SelfDistillation(Scenario):
         asked = any(listens(o) for o in used.values())
         ask, captured = None, pair.captured_teacher(desk.learning, self.epochs) if asked else None
         if asked:
-            ask = pair.ask_live if captured is None else pair.remembered(captured)
+            ask = pair.remembered(captured)
         module = self._step(pair, used, factors, ask)
         frozen = constants(pair.nets()) | ({} if before is None else {"teacher": before})
         source = pair.source(desk.learning)

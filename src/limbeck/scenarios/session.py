@@ -99,7 +99,7 @@ class Session:
         captured = self.pair.captured_teacher(self.batches, self.plan.epochs)
         if self.teacher is not None:
             frozen["teacher"] = self.teacher
-            ask = self.pair.ask_live if captured is None else self.pair.remembered(captured)
+            ask = self.pair.remembered(captured)
         module = self.pair.distillation(self.window, ask, self.selection)
         turn = Turn("student", module, self.plan.optim, frozen)
         self._fit(f"task{self.task.number}/student", [turn], self.plan.epochs, self.selected)

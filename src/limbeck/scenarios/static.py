@@ -144,7 +144,7 @@ class Static(Scenario):
             pair.teach(False)
             frozen["teacher"] = pair.teacher
             captured = None if capture is None else pair.captured_teacher(capture, self.epochs)
-            ask = pair.ask_live if captured is None else pair.remembered(captured)
+            ask = pair.remembered(captured)
         if isinstance(capture, Batches):
             pair.start("train", capture.index, capture.labels)
         run.meter.plan["train"] = source.steps * self.epochs

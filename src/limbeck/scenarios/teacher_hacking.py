@@ -218,7 +218,7 @@ class OracleDesk(Desk):
             return
         writer = Writer(
             model=model_of(net), length=self.train_rows.ids.shape[1], prompt=self.plan.prompt,
-            eos=self.tokens.spec.special.get("eos"), batch_size=256,
+            eos=self.tokens.spec.special.get("eos"), batch_size=256, vocabulary=self.tokens.spec.classes,
         )  # fmt: skip
         for name in names:
             texts: Any = self.told[name]

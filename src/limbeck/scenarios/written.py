@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.contracts import Batch
+from limbeck.contracts import Batch, Spec
 from limbeck.data import chance
 from limbeck.data.tokens import UNCOUNTED, Rows, batch_of
 from limbeck.engine.fit import Source
@@ -158,6 +158,7 @@ class Writer:
         prompt: tokens at the beginning of a row that are kept, where it has no prompt.
         eos: the token that ends a text; None = there is none.
         batch_size: texts that are written together.
+        vocabulary: how many tokens there are, of which a model may have room for more.
         sampling: how tokens are drawn.
         other: a second network and its share in what is drawn from; None = there is none.
     """
@@ -167,6 +168,7 @@ class Writer:
     prompt: int
     eos: int | None
     batch_size: int
+    vocabulary: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     other: tuple[Any, float] | None = None
 
@@ -195,6 +197,7 @@ class Writer:
                 self.model, [prompts[place] for place in places], max_new_tokens=room,
                 eos=() if self.eos is None else (self.eos,), sampling=self.sampling, generator=generator,
                 keys=[keys[place] for place in places], batch_size=self.batch_size, other=self.other,
+                vocabulary=self.vocabulary,
             )  # fmt: skip
             for place, text in zip(places, told, strict=True):
                 found[place] = text
@@ -220,7 +223,7 @@ class Written(nn.Module):
         rows: what these are batches of.
         model: the network that writes.
         run: gives the draws.
-        eos: the token that ends a text; None = there is none.
+        spec: how many tokens there are, and which one ends a text.
         batch_size: rows of a batch.
         teacher: the network that ``plan.teacher_mix`` is the share of.
 
@@ -232,7 +235,7 @@ class Written(nn.Module):
     begun: Tensor
 
     def __init__(
-        self, plan: Writing, source: Source, rows: Rows, model: Any, run: Run, *, eos: int | None,
+        self, plan: Writing, source: Source, rows: Rows, model: Any, run: Run, *, spec: Spec,
         batch_size: int, teacher: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -241,8 +244,8 @@ class Written(nn.Module):
         check_prompts(plan.prompt, rows)
         other = (teacher, plan.teacher_mix) if plan.teacher_mix else None
         self.writer = Writer(
-            model=model, length=length, prompt=plan.prompt, eos=eos, batch_size=plan.lag * batch_size,
-            sampling=plan.sampling(), other=other,
+            model=model, length=length, prompt=plan.prompt, eos=spec.special.get("eos"),
+            batch_size=plan.lag * batch_size, vocabulary=spec.classes, sampling=plan.sampling(), other=other,
         )  # fmt: skip
         self.kept: dict[tuple[int, int], Told] = {}  # a frozen teacher's: they can be written again
         self.texts = Texts(plan.lag * batch_size, length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class AdaSPEC(Selector):
     fraction of 0.4 it learns from 0.4 of the tokens that plain distillation takes.
 
     Attributes:
+        asks: it compares what both say of the same tokens.
         fraction: share of each batch's tokens that counts, in (0, 1]; 1 = all.
         epochs: of the reference, as long ones as the student's; at least 1.
         normalise: ``selected`` takes the mean over the selected tokens; ``all`` divides their sum by all, as
@@ -37,6 +38,8 @@ class AdaSPEC(Selector):
 
     Source: AdaSPEC, NeurIPS 2025 (arXiv 2510.19779), algorithm 1 and official code (yuezhouhu/adaspec).
     """
+
+    asks: ClassVar[bool] = True
 
     fraction: float = 0.4
     epochs: int = 1

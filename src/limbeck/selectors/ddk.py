@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class DDK(Selector):
     unused sample. The paper's loss is the objectives ``labels`` and 0.2 of ``divergence``.
 
     Attributes:
+        asks: it compares what both say of the same tokens.
+        asks_all: perplexities are of any token, however improbable.
         rule: ``smooth``, the paper's; ``plain``, without its smooth updating; and to compare with, ``equal``
             shares, and shares by the domains' ``size``.
         alpha: smoothing of the rule ``smooth``, in [0, 1]; at 0 all domains count alike.
@@ -45,6 +47,9 @@ class DDK(Selector):
     Source: DDK, NeurIPS 2024 (arXiv 2407.16154), section 3 and algorithm 1.
     Differs: the first interval is drawn by eq. 1, where the algorithm draws it evenly (``first: equal``).
     """
+
+    asks: ClassVar[bool] = True
+    asks_all: ClassVar[bool] = True
 
     rule: Rule = "smooth"
     alpha: float = 0.5
