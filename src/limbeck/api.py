@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from limbeck import config, plain
 from limbeck.config import Recipe
 from limbeck.contracts import Net
+from limbeck.engine.ranks import here, together
 from limbeck.engine.run import Run, claim
 from limbeck.engine.state import (
     file_hash,
@@ -51,6 +52,7 @@ class Result:
     data: dict[str, Any]
 
 
+@together()
 def run(
     recipe: str | Path | Recipe,
     sets: Sequence[str] = (),
@@ -98,6 +100,7 @@ def folder_of(recipe: Recipe, out: str | Path | None) -> Path:
     return Path(out) if out is not None else RUNS / f"{recipe.name}-s{recipe.seed}"
 
 
+@together()
 def resume(folder: str | Path, *, changed: bool = False, quiet: bool = False) -> Result:
     """Go on with a run that was cut off; a finished one gives its figures again.
 
@@ -116,7 +119,7 @@ def resume(folder: str | Path, *, changed: bool = False, quiet: bool = False) ->
     if plain.read(folder / "recipe.yaml").get("made_by"):
         raise ConfigError(f"{folder} was made by limbeck.distill: call it again with resume=True")
     if known := read_result(folder):
-        if not (folder / PAGE).exists():
+        if here().first and not (folder / PAGE).exists():
             with closing(claim(folder)):
                 write_card(folder)
                 write_page(folder)
@@ -141,7 +144,7 @@ def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, chang
             recipe.engine.limited(),
             Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session,
         ):
-            if not resume:
+            if not resume and session.ranks.first:
                 write_text(folder / "recipe.yaml", config.dump(recipe))
                 write_json(folder / "versions.json", versions())
             session.agree(
@@ -154,7 +157,7 @@ def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, chang
 
 
 def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe | None = None) -> Result:
-    """Save the student, the figures, its card and the page, which is the last.
+    """On the first rank alone, save the student, the figures, its card and the page, which is the last.
 
     Args:
         recipe: what was carried out; None where the networks were given from Python.
@@ -164,6 +167,8 @@ def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe |
         "teacher_share": session.teacher_share(),
         "stages": {name: round(value, 3) for name, value in session.seconds.items()},
     }
+    if not session.ranks.first:
+        return Result(folder, figures)
     figures["terms"] = read_run(folder).term_means()
     figures["versions"] = versions()
     student = session.modules.get_submodule("student")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from limbeck.errors import Interrupted, LimbeckError, ServiceError, shown
+from limbeck.errors import Interrupted, LimbeckError, RankError, ServiceError, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 Sets = Annotated[tuple[str, ...], Parameter(name="--set", negative=())]
 
-CODES: dict[type[LimbeckError], int] = {ServiceError: 75, Interrupted: 130}  # 75: sysexits' "try later"
+CODES: dict[type[LimbeckError], int] = {ServiceError: 75, RankError: 75, Interrupted: 130}  # 75: "try later"
 
 app = App(
     name="limbeck",
@@ -338,8 +338,11 @@ def _fail(message: str, code: int) -> NoReturn:
 def _finish(result: Result, as_json: bool) -> None:
     from rich.console import Group
 
+    from limbeck.engine.ranks import here
     from limbeck.report.summary import summary
 
+    if not here().first:
+        return
     page = result.folder / "report.html"
     said = {"folder": str(result.folder), **result.data}
     _print(said, Group(summary(result.data), "", f"report: {page}"), as_json)

@@ -283,8 +283,12 @@ class Objective:
     - ``facts() -> dict``: plain data about the training, for ``result.json``.
 
     Attributes:
+        by_row: whether each term is the mean over all rows of a batch of what is said of that row alone:
+            where several ranks share a batch, each then looks at its own rows.
         path: which of the teacher's answers is matched (``Outputs.along``); ``""`` is its main one.
     """
+
+    by_row: ClassVar[bool] = False
 
     path: str = ""
 
@@ -615,6 +619,11 @@ class Selection(nn.Module):
     def __init__(self, selector: Selector) -> None:
         super().__init__()
         self.selector = selector
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it may give weights."""
+        return (type(self).weights, type(self.selector).weights) != (Selection.weights, Selector.weights)
 
     def weights(
         self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress

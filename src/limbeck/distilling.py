@@ -18,6 +18,7 @@ from limbeck.api import RUNS, Result, finish
 from limbeck.contracts import Net, Objective, Spec
 from limbeck.data.samples import Loader, Samples
 from limbeck.engine.optim import Optim
+from limbeck.engine.ranks import together
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import derive
 from limbeck.engine.settings import Engine
@@ -33,6 +34,7 @@ from limbeck.teachers.none import NoTeacher
 Data = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
 
 
+@together()
 def distill(
     teacher: nn.Module | None,
     student: nn.Module,
@@ -93,7 +95,8 @@ def distill(
     if resume and (folder / "recipe.yaml").exists() and plain.read(folder / "recipe.yaml") != record:
         raise ConfigError(f"{folder} holds another run than this call describes: make the same call again")
     with _watched(folder), Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
-        write_text(folder / "recipe.yaml", plain.write(record))
+        if session.ranks.first:
+            write_text(folder / "recipe.yaml", plain.write(record))
         example = next(iter(source.epoch(0)))
         count = len(source.index) if isinstance(source, Samples) else 0
         pair = Pair(recipe, session, Spec(classes=0), example, samples=count)

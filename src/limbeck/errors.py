@@ -59,6 +59,10 @@ class ServiceError(LimbeckError):
     """A server that a run depends on does not answer; the run can be resumed."""
 
 
+class RankError(LimbeckError):
+    """One of the processes that carry out a run together is gone; the run can be resumed."""
+
+
 class Interrupted(LimbeckError):
     """The user stopped the run; it can be resumed."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Adapting, Batch, Needs, Net, Objective, Outputs, Progress, Selection
+from limbeck.engine import ranks
 from limbeck.errors import unknown
 
 Ask = Callable[[Batch], Outputs]
@@ -17,6 +18,8 @@ Ask = Callable[[Batch], Outputs]
 
 class Distillation(nn.Module):
     """A student that learns from labels, a teacher, or both.
+
+    Where several ranks share a batch, both networks read this rank's rows alone.
 
     Args:
         student: forward ``(batch, taps, teacher) -> Outputs``.
@@ -26,12 +29,15 @@ class Distillation(nn.Module):
         adapting: the teacher's second path, which learns in the same step from terms of its own.
         paths: which of the teacher's answers each objective is matched with, by the objective's name; the
             main one where it is not named.
+        by_row: names of the objectives whose terms are means over rows (``Objective.by_row``).
         selector: weighs the samples; None = all alike.
         window: the classes ``(start, stop)`` that objectives see; None = all.
         query: gives the query features of images for batches that carry none; None = not needed.
         keep: hold on to the student's last outputs for ``said``.
         own_query: the teacher selects by a query of its own, not by the batch's.
     """
+
+    splits = True  # knows what to do with a batch that ranks share
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class Distillation(nn.Module):
         ask: Ask | None = None,
         adapting: Adapting | None = None,
         paths: Mapping[str, str] | None = None,
+        by_row: Collection[str] = (),
         selector: Selection | None = None,
         window: tuple[int, int] | None = None,
         query: Callable[[Tensor], Tensor] | None = None,
@@ -54,6 +61,7 @@ class Distillation(nn.Module):
         self.adapting = adapting
         self.needs, self.ask, self.window, self.query = needs, ask, window, query
         self.keep, self.paths, self.own_query = keep, dict(paths or {}), own_query
+        self.by_row = frozenset(by_row)
         self._selector = (selector,)  # unregistered: what of it learns takes steps of its own
         self.last: Outputs | None = None
         self.teacher_seconds = 0.0
@@ -63,33 +71,62 @@ class Distillation(nn.Module):
 
         Those of a sub-network within the student have its name before them.
         """
-        batch = self.with_query(batch)
-        taught = self.taught(batch)
-        if isinstance(self.student, Net):
-            self.student.start_step(at)
-        student = self.student(batch, taps=self.needs.student, teacher=taught)
-        if self.keep:
-            self.last = student.detach()
-        student = self.with_views(student, batch, at, taught)
+        read = self.with_query(ranks.own(batch))
+        with ranks.one_batch(batch, self):
+            taught = self.taught(read)
+            if isinstance(self.student, Net):
+                self.student.start_step(at)
+            student = self.student(read, taps=self.needs.student, teacher=taught)
+            if self.keep:
+                self.last = student.detach()
+            student = self.with_views(student, batch, at, taught)
+            if taught is not None and self.adapting is not None:
+                asked = replace(read, query=None) if self.own_query else read
+                taught = self.adapting(asked, taught, self.needs.teacher)
         start, stop = self.window or (0, student.logits.shape[1])
-        seen, local = student.columns(start, stop), replace(batch, labels=batch.labels - start)
+        taught = None if taught is None else taught.columns(start, stop)
+        terms = self.terms(student.columns(start, stop), taught, batch, start, at)
+        return terms | ranks.mean(student.losses, batch, of_samples=True)
+
+    def terms(
+        self, student: Outputs, taught: Outputs | None, batch: Batch, start: int, at: Progress
+    ) -> dict[str, Tensor]:
+        """The terms of what was said to this rank's rows of ``batch``, of classes from ``start`` on."""
+        local, read = (replace(b, labels=b.labels - start) for b in (batch, ranks.own(batch)))
+        by_row = self.means(student, batch)
+        seen, told = student, taught
+        if self.adapting is not None or self.weighs or by_row < set(self.objectives):
+            seen = ranks.whole(student, batch)
+            told = None if taught is None else ranks.whole(taught, batch, teacher=True)
         terms: dict[str, Tensor] = {}
-        if taught is not None:
-            if self.adapting is not None:
-                asked = replace(batch, query=None) if self.own_query else batch
-                taught = self.adapting(asked, taught, self.needs.teacher).columns(start, stop)
-                terms = _named("teacher", self.adapting.terms(taught, seen.detach(), local, at))
-                taught = taught.detach()
-            else:
-                taught = taught.columns(start, stop)
-        weights = self.weights(local, seen, taught, at)
-        for who, own in {"": seen, **seen.subnets}.items():
+        if told is not None and taught is not None and self.adapting is not None:
+            terms = _named("teacher", self.adapting.terms(told, seen.detach(), local, at))
+            told, taught = told.detach(), taught.detach()
+        weights = self.weights(local, seen, told, at)
+        for who in ("", *student.subnets):
             for name, objective in self.objectives.items():
-                told = None if taught is None else taught.along(self.paths.get(name, ""))
-                weighed = replace(local, weight=weights.get(name))
-                found = _named(name, objective(own, told, weighed, at))
+                weight = weights.get(name)
+                if name in by_row:
+                    own, other, given = student, taught, read
+                    weight = None if weight is None else ranks.own_rows(weight, batch)
+                else:
+                    own, other, given = seen, told, local
+                other = None if other is None else other.along(self.paths.get(name, ""))
+                found = objective(own.subnets[who] if who else own, other, replace(given, weight=weight), at)
+                found = _named(name, ranks.mean(found, batch) if name in by_row else found)
                 terms |= {f"{who}.{key}" if who else key: value for key, value in found.items()}
-        return terms | dict(student.losses)
+        return terms
+
+    def means(self, student: Outputs, batch: Batch) -> frozenset[str]:
+        """The objectives that this rank asks about its own rows alone."""
+        counts_all = student.mask is None and batch.labelled is None
+        return self.by_row if counts_all and ranks.own(batch) is not batch else frozenset()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether samples may be weighed."""
+        (selector,) = self._selector
+        return selector is not None and selector.weighs
 
     def weights(
         self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress
@@ -100,7 +137,9 @@ class Distillation(nn.Module):
             ConfigError: it names an objective that is not there.
         """
         (selector,) = self._selector
-        found = None if selector is None else selector.weights(batch, student, teacher, at)
+        found = (
+            selector.weights(batch, student, teacher, at) if selector is not None and self.weighs else None
+        )
         if found is None:
             return {}
         if isinstance(found, Tensor):
@@ -111,8 +150,12 @@ class Distillation(nn.Module):
         return found
 
     def with_views(self, student: Outputs, batch: Batch, at: Progress, taught: Outputs | None) -> Outputs:
-        """What the student said, with what it says to the objectives' own views of the batch."""
-        views = {n: o.view(batch, at) for n, o in self.objectives.items() if hasattr(o, "view")}  # type: ignore[operator]
+        """What the student said, with what it says to the objectives' own views of the whole batch."""
+        views = {
+            name: ranks.own_of(objective.view(batch, at), batch)  # type: ignore[operator]
+            for name, objective in self.objectives.items()
+            if hasattr(objective, "view")
+        }
         if not views:
             return student
         said = {

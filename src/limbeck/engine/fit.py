@@ -62,13 +62,14 @@ class Turn:
             NonFiniteError: before anything was updated.
         """
         rate = self.optim.set_rate(self.optimizer, at)
+        given = run.ranks.split(batch) if getattr(self.module, "splits", False) else batch
         with autocast(run):
-            terms = self.call(batch, at)
+            terms = self.call(given.to(run.device), at)
         flag = FiniteFlag(terms)
         self.optimizer.zero_grad(set_to_none=True)
         if run.diagnoses(at):
             flag.check()
-            run.shares(self.name, at, gradient_shares(terms, self.parameters))
+            run.shares(self.name, at, gradient_shares(terms, self.parameters, run.ranks.averaged))
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         flag.check()
         FiniteFlag({GRADIENT: gradient_norm(self.parameters)}).check()
@@ -127,7 +128,7 @@ def fit(
     frozen = Frozen({name: part for turn in turns for name, part in turn.frozen.items()})
     for turn in turns:
         turn.module.train()
-        turn.call = torch.compile(turn.module) if run.settings.compile else turn.module
+        turn.call = torch.compile(turn.module) if run.settings.compile else run.ranks.wrapped(turn.module)
     before = Before([turn.module for turn in turns], run.device)
     total, step = epochs * batches.steps, start.step
     ahead = run.steps(batches, epochs, start)
@@ -143,8 +144,9 @@ def fit(
             epoch, place, batch = found
             at = Progress(step=step, steps=total, epoch=epoch, epochs=epochs, task=task, tasks=tasks)
             began = time.perf_counter()
+            run.draw_apart(at)
             for turn in turns:
-                terms[turn.name] = turn.step(batch.to(run.device), at, run)
+                terms[turn.name] = turn.step(batch, at, run)
         except Exception as error:
             spoilt = isinstance(error, NonFiniteError)
             why = blame(turns, batch, run) if spoilt and batch is not None else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -133,10 +133,15 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> dict[str, float]:
+def gradient_shares(
+    terms: Mapping[str, Tensor], parameters: Iterable[Tensor], averaged: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
     """Share of each term in the sum of the gradient norms of all terms, in [0, 1].
 
     The graph is kept, so that the ordinary backward pass can follow.
+
+    Args:
+        averaged: makes of this rank's gradient that of all.
     """
     learned = [p for p in parameters if p.requires_grad]
     norms: dict[str, float] = {}
@@ -145,7 +150,7 @@ def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -
             norms[name] = 0.0
             continue
         grads = torch.autograd.grad(term, learned, retain_graph=True, allow_unused=True)
-        squares = [g.float().square().sum() for g in grads if g is not None]
+        squares = [averaged(g).float().square().sum() for g in grads if g is not None]
         norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
     total = sum(norms.values())
     return {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}

@@ -19,9 +19,10 @@ class Meter:
     The time left counts the stages that were announced by ``plan`` at the pace seen so far.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet)
-        self.notes = Console(stderr=True) if quiet else self.console  # warnings are shown in any case
+    def __init__(self, *, quiet: bool = False, mute: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet or mute)
+        # warnings are shown in any case, but by one process alone
+        self.notes = Console(stderr=True) if quiet and not mute else self.console
         self.plan: dict[str, int] = {}
         self.pace: dict[str, float] = {}
         self.text = ""

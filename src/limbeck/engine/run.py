@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Progress
-from limbeck.engine import seeds
+from limbeck.engine import ranks, seeds
 from limbeck.engine.meter import Meter
 from limbeck.engine.settings import Engine
 from limbeck.engine.state import (
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from limbeck.engine.fit import Source, Turn
 
 SMALL_SHARE = 0.01
+SAVE, STOP = 1, 2  # what is agreed on behind a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,12 @@ class Run:
         self, folder: Path, settings: Engine, seed: int, *, resume: bool = False, quiet: bool = False
     ) -> None:
         self.folder, self.settings, self.seed = folder, settings, seed
-        self.device = settings.torch_device()
+        self.ranks = ranks.here()
+        self.device = self.ranks.device(settings.torch_device())
+        if settings.compile and self.ranks.size > 1:
+            raise ConfigError("engine.compile is true, which several ranks do not go with: set it to false")
         self.modules: nn.Module = nn.ModuleDict()
-        self.meter = Meter(quiet=quiet)
+        self.meter = Meter(quiet=quiet, mute=not self.ranks.first)
         self.rate = 0.0
         self.done: list[str] = []
         self.seconds: dict[str, float] = {}
@@ -134,16 +138,17 @@ class Run:
         self._found: list[str] = []
         self.stage, self._earlier = "", 0.0
         self._teacher_seconds = self._teacher_before = self._spent_before = 0.0
-        self._log, self._log_sum = claim(folder), hashlib.sha256()
-        try:
-            if resume:
-                self._find_checkpoint()
-            else:
-                self._facts_file.unlink(missing_ok=True)
-            self._cut_log()
-        except BaseException:
-            self._log.close()
-            raise
+        with self.ranks.in_turn():
+            self._log, self._log_sum = self._open_log(), hashlib.sha256()
+            try:
+                if resume:
+                    self._find_checkpoint()
+                else:
+                    self._facts_file.unlink(missing_ok=True)
+                self._cut_log()
+            except BaseException:
+                self._log.close()
+                raise
 
     # What a scenario asks of a run
 
@@ -160,8 +165,8 @@ class Run:
         if name not in self._facts:
             if self.pending is not None:
                 raise CheckpointError(f"{self.folder / 'checkpoints'} has lost {name!r}: start the run anew")
-            self._facts[name] = compute()
-            write_sealed(self._facts_file, self._facts)
+            self._facts[name] = self.ranks.told(compute())
+            self._write_facts()
         return self._facts[name]
 
     def agree(self, name: str, value: Mapping[str, Any], fix: str, *, changed: bool = False) -> None:
@@ -183,7 +188,7 @@ class Run:
         if not changed:
             raise CheckpointError(f"{text}: {fix}")
         self._facts[name] = plain
-        write_sealed(self._facts_file, self._facts)
+        self._write_facts()
         self._noted(text)
 
     def log(self, event: str, **values: Any) -> None:
@@ -256,10 +261,14 @@ class Run:
         """Log, show, save and stop, as it is time for."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.meter.step(stage, at, seconds)
-        if (at.step + 1) % self.settings.log_every == 0 or at.step + 1 == at.steps:
+        logs = (at.step + 1) % self.settings.log_every == 0 or at.step + 1 == at.steps
+        if logs and self.ranks.first:
             self._log_step(stage, turns, at, terms)
-        due = time.monotonic() - self._saved > self.settings.checkpoint_seconds
-        if due or self.stop.is_set():
+        due = self.ranks.first and time.monotonic() - self._saved > self.settings.checkpoint_seconds
+        asked = self.ranks.highest(STOP if self.stop.is_set() else SAVE if due else 0)
+        if asked == STOP:
+            self.stop.set()
+        if asked:
             self.save(stage, turns, at.epoch, batch, at.step + 1)
         self.heed(f"in {stage} at step {at.step + 1}")
 
@@ -278,11 +287,13 @@ class Run:
         self.leave(stage, ())
 
     def save(self, stage: str, turns: Sequence[Turn], epoch: int, batch: int, step: int) -> None:
-        """Write a checkpoint: ``batch`` is the next one of ``epoch``.
+        """Write a checkpoint: ``batch`` is the next one of ``epoch``. The first rank does it for all.
 
         Raises:
             CheckpointError: it cannot be written; the one before it still stands.
         """
+        if not self.ranks.first:
+            return
         state: State = {
             "stage": stage, "done": list(self.done), "epoch": epoch, "batch": batch, "step": step,
             "modules": variable_state(self.modules),
@@ -300,6 +311,12 @@ class Run:
         for stale in self._numbers()[: -self.settings.keep_checkpoints]:
             for suffix in (".json", ".safetensors"):
                 (self.folder / "checkpoints" / f"{stale:06d}{suffix}").unlink(missing_ok=True)
+
+    def draw_apart(self, at: Progress) -> None:
+        """Let the networks of this rank draw by themselves in a step, as dropout does; those of the first
+        one draw as if it were alone."""
+        if not self.ranks.first:
+            torch.manual_seed(self.derive("torch", self.stage, self.ranks.number, at.step))
 
     def diagnoses(self, at: Progress) -> bool:
         """Whether the shares of the gradient are measured at this step (not under ``compile``)."""
@@ -352,8 +369,18 @@ class Run:
         self._found.append(text)
         self.meter.note(f"warning: {text}")
 
+    def _open_log(self) -> IO[bytes]:
+        """The log; the first rank holds the folder for all, and writes alone."""
+        return claim(self.folder) if self.ranks.first else Path(os.devnull).open("a+b")
+
+    def _write_facts(self) -> None:
+        if self.ranks.first:
+            write_sealed(self._facts_file, self._facts)
+
     def _cut_log(self) -> None:
         """Take away the lines that were written after the checkpoint."""
+        if not self.ranks.first:
+            return
         known = 0 if self.pending is None else self.pending["log_bytes"]
         if known < self._log.seek(0, os.SEEK_END):
             self._log.truncate(known)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from limbeck.engine.ranks import here
 from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
 from limbeck.engine.state import (
@@ -33,17 +34,17 @@ class Teachers:
 
     Args:
         root: folder of the caches.
-        key: plain data; torch's version and thread count are added.
+        key: plain data; torch's version and the numbers of threads and ranks are added.
     """
 
     def __init__(self, root: Path, key: dict[str, Any]) -> None:
         made_by = {name: importlib.metadata.version(name) for name in ("limbeck", "timm", "torch")}
-        made_by["threads"] = str(torch.get_num_threads())
+        made_by |= {"threads": str(torch.get_num_threads()), "ranks": str(here().size)}
         self.stem = root / "teachers" / value_hash({**key, **made_by})
 
     def take(self, run: Run, stage: str, net: torch.nn.Module) -> bool:
         """Load the state into ``net`` and mark ``stage`` done; False where there is none to take."""
-        if run.pending is not None or not self.stem.with_suffix(".json").exists():
+        if run.pending is not None or not run.ranks.told(self.stem.with_suffix(".json").exists()):
             return False
         try:
             kept = read_state(self.stem)
@@ -59,7 +60,7 @@ class Teachers:
 
     def keep(self, run: Run, stage: str, net: torch.nn.Module) -> None:
         """Store the state of ``net``, which ``stage`` trained to its end, unless it is there already."""
-        if run.pending is not None or run.probing:
+        if run.pending is not None or run.probing or not run.ranks.first:
             return
         with locked(self.stem.parent):
             if not self.stem.with_suffix(".json").exists():

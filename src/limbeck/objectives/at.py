@@ -37,6 +37,7 @@ class AT(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     weight: float = 1000.0
     power: float = 2.0

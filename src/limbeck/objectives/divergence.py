@@ -40,6 +40,7 @@ class TokenDivergence(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     weight: float = 1.0
     kind: str = "forward_kl"

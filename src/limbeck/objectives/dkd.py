@@ -38,6 +38,7 @@ class DKD(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     weight: float = 1.0
     alpha: float = 1.0

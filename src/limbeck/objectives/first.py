@@ -52,6 +52,7 @@ class FIRST(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     weight: float = 1.0
     k: int = 5

@@ -36,6 +36,7 @@ class KD(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     weight: float = 0.9
     temperature: float = 4.0

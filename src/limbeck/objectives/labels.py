@@ -34,6 +34,7 @@ class Labels(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
 
     weight: float = 1.0
     smoothing: float = 0.0

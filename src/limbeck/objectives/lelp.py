@@ -34,6 +34,7 @@ class LELP(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     weight: float = 1.0
     temperature: float = 1.0

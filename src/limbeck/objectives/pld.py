@@ -39,6 +39,7 @@ class PLD(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
 
     weight: float = 1.0
     temperature: float = 1.0

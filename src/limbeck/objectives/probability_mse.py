@@ -33,6 +33,7 @@ class ProbabilityMSE(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     weight: float = 1.0
     target: Literal["teacher", "labels"] = "teacher"

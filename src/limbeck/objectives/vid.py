@@ -43,6 +43,7 @@ class VID(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
 
     weight: float = 1.0
     variance: float = 5.0

@@ -89,6 +89,7 @@ class Lessons:
             net, dict(built.items()), combine(objectives),
             ask=pair.ask_kept if taught and pair.teacher is not None else None,
             paths={key: objective.path for key, objective in objectives.items()},
+            by_row={key for key, objective in objectives.items() if objective.by_row},
             query=net.query if net.query_dim is not None else None,
         )  # fmt: skip
         source: Source = self.learning if self.steps is None else Going(self.learning, self.steps)

@@ -27,6 +27,12 @@ class Weighed(Selection):
         self.inner, self.objectives = (selection,), set(objectives)
         self.flag: FiniteFlag | None = None
 
+    @property
+    def weighs(self) -> bool:
+        """Whether the selection may give weights."""
+        (selection,) = self.inner
+        return selection.weighs
+
     def weights(
         self, batch: Batch, student: Outputs, teacher: Outputs | None, at: Progress
     ) -> Tensor | Mapping[str, Tensor] | None:
