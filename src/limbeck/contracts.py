@@ -56,6 +56,8 @@ class Batch:
             token reads tokens of its own document alone. None = one document a row.
         marks: of text, numbers [R] that the data gives to the tokens that count, by name.
         other: the same samples as a teacher with a vocabulary of its own reads them.
+        place: where these samples are a part of a batch, the number of the first one and how many that has:
+            what is drawn for each place is drawn for all of them. None = they are the whole batch.
     """
 
     inputs: Tensor
@@ -69,6 +71,7 @@ class Batch:
     segments: Tensor | None = None
     marks: Mapping[str, Tensor] = field(default_factory=dict)
     other: Batch | None = None
+    place: tuple[int, int] | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on ``device``."""

@@ -231,6 +231,7 @@ def cut(batch: Batch, part: slice) -> Batch:
     return Batch(
         **tensors, marks={name: values[first:last] for name, values in batch.marks.items()},
         other=None if batch.other is None else cut(batch.other, part),
+        place=(part.start, len(batch.index)),
     )  # fmt: skip
 
 

@@ -262,8 +262,11 @@ class ElasticNet(Net):
             cut = self.elastic.cut(self.sizes(0))
             return self.elastic.run(cut, lambda small: answer(small, batch, taps, logits=projects))
         draws = seeds.generator(self.seed, "step", self.at.task, self.at.step)
-        drawn = torch.multinomial(self.chances(), len(batch.inputs), replacement=True, generator=draws)
+        start, count = batch.place or (0, len(batch.inputs))
+        drawn = torch.multinomial(self.chances(), count, replacement=True, generator=draws)
         masks, losses = self.masks(drawn.to(self.place), draws)
+        own = slice(start, start + len(batch.inputs))
+        masks = Masks(**{axis: getattr(masks, axis)[own] for axis in AXES})
         with masked(self.parent.network, masks):
             said = answer(self.parent.network, batch, taps, logits=projects)
         return Outputs(

@@ -1,0 +1,69 @@
+"""Runs of two processes, as torchrun starts them, end as those of one do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.engine import small, small_texts
+from tests.ranks import ENVIRONMENT, ROOT, TORCHRUN, difference
+
+from limbeck import api, config, plain
+
+# Largest difference of any weight, of the largest weight: float32 sums in another order, through all steps.
+TOLERANCES = {"continual": 1e-5, "language": 1e-5, "static": 1e-4}
+SGD = "{name: sgd, lr: 0.01}"
+CNN = "{name: cnn, widths: [4, 8]}"
+
+
+def recipes(place: Path) -> dict[str, dict[str, Any]]:
+    """A small run of each kind. Of 359 digits in batches of 179 one is left for one rank alone."""
+    caches = f"engine.cache_root={place / 'caches'}"
+    return {
+        "continual": small.given(place, caches, "scenario.epochs=2", *small.REPLAYED),
+        "language": small_texts.given(place, caches),
+        "static": small.given(
+            place, caches, f"scenario={{name: static, epochs: 2, batch_size: 179, optim: {SGD}}}",
+            f"student={CNN}", f"teacher={{name: trained, network: {CNN}}}",
+            "objective=[{name: labels}, {name: kd}, {name: dist}]",
+        ),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each recipe was run by two ranks, and by one."""
+    found = tmp_path_factory.mktemp("runs")
+    (found / "two").mkdir()
+    for name, given in recipes(found).items():
+        (found / "two" / f"{name}.yaml").write_text(plain.write(given))
+    command = [sys.executable, *TORCHRUN, "tests.engine.on_ranks", str(found / "two")]
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(TOLERANCES))
+def test_two_ranks_end_as_one(place: Path, name: str) -> None:
+    api.run(config.load(place / "two" / f"{name}.yaml"), out=place / "one" / name, quiet=True)
+    one, two = small.figures(place / "one" / name), small.figures(place / "two" / name)
+    assert one["protocol"] == two["protocol"]
+    assert two["student"]["nll"] == pytest.approx(one["student"]["nll"], rel=1e-3)
+    assert difference(place / "one" / name, place / "two" / name) < TOLERANCES[name]
+    own, other = (small.lines(place / who / name) for who in ("one", "two"))
+    assert [line["event"] for line in own] == [line["event"] for line in other]
+
+
+def test_the_folder_is_as_of_one(place: Path) -> None:
+    for name in TOLERANCES:
+        folder = place / "two" / name
+        assert not list(folder.rglob("*.tmp"))
+        assert (folder / "report.html").exists()
+        assert not (folder / "cache").exists()
+        assert torch.stack([w.double().sum() for w in small.weights(folder).values()]).isfinite().all()

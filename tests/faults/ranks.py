@@ -1,0 +1,162 @@
+"""Several ranks under fire: ``python -m tests.faults.ranks --out FOLDER`` writes ``FOLDER/ranks.json``.
+
+Two ranks against one, cut off and resumed by as many and by another number; a rank that is killed, and one
+that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.engine import small
+from tests.ranks import ENVIRONMENT, ROOT, TORCHRUN, difference, ended, launched
+
+from limbeck import plain
+from limbeck.api import versions
+from limbeck.engine.state import write_json
+
+TASK = "tests.faults.on_ranks"
+WITHIN = 1e-5  # largest difference of a weight, of the largest weight: float32 sums in another order
+SECONDS = 60.0  # until all ranks have stopped
+
+
+def place(folder: Path, *sets: str) -> Path:
+    """A folder with a small recipe, whose every step has a checkpoint, and a long one."""
+    folder.mkdir()
+    plan = ("scenario.epochs=2", f"engine.cache_root={folder / 'caches'}", *sets)
+    for name, more in (("recipe", ("engine.checkpoint_seconds=0",)), ("long", ("scenario.epochs=3000",))):
+        (folder / f"{name}.yaml").write_text(plain.write(small.given(folder, *plan, *more)))
+    return folder
+
+
+def task(name: str, folder: Path, size: int) -> None:
+    """Let ``size`` ranks carry out a task of ``on_ranks``."""
+    for code, said in ended(launched("-m", TASK, name, folder, size=size)):
+        if code:
+            raise RuntimeError(f"{name} by {size} ended with {code}: {said}")
+
+
+def matrix(folder: Path) -> dict[str, Any]:
+    """Runs of one and two ranks, whole and cut off, against each other."""
+    folder = place(folder)
+    for size in (1, 2):
+        task("whole", folder, size)
+    for size in (1, 2):
+        task("resumed", folder, size)
+    pairs = {
+        "two ranks, one rank": ("whole2", "whole1"), "two, resumed by two, two": ("same2", "whole2"),
+        "one, resumed by one, one": ("same1", "whole1"), "two, resumed by one, one": ("other2", "whole1"),
+        "one, resumed by two, one": ("other1", "whole1"),
+    }  # fmt: skip
+    found = {name: difference(folder / one, folder / other) for name, (one, other) in pairs.items()}
+    exact = ("two, resumed by two, two", "one, resumed by one, one")
+    return {
+        "largest_difference": found,
+        "sound": all(found[name] == 0 for name in exact) and max(found.values()) < WITHIN,
+    }
+
+
+def begun(folder: Path, processes: list[subprocess.Popen[str]]) -> None:
+    """Wait until the run in ``folder`` has logged a step."""
+    log = folder / "metrics.jsonl"
+    while not (log.exists() and log.stat().st_size):
+        if any(process.poll() is not None for process in processes):
+            raise RuntimeError(f"ended before a step: {ended(processes)}")
+        time.sleep(0.05)
+
+
+def spoken(said: str) -> list[str]:
+    """The lines that the program itself wrote."""
+    return [line for line in said.splitlines() if line.startswith("limbeck: ")]
+
+
+def killed(folder: Path) -> dict[str, Any]:
+    """The second of two ranks is killed: how long the other lives on, and what it says."""
+    folder, found = place(folder), {}
+    processes = launched("-m", TASK, "long", folder)
+    begun(folder / "killed", processes)
+    since = time.monotonic()
+    processes[1].send_signal(signal.SIGKILL)
+    (code, said), _ = ended(processes)
+    found["alone"] = {"seconds": time.monotonic() - since, "code": code, "said": spoken(said)}
+    found["alone"]["traceback"] = "Traceback" in said
+    return {**found, "sound": _stopped(found["alone"]) and _free(folder / "killed")}
+
+
+def _stopped(found: dict[str, Any]) -> bool:
+    one_line = len(found["said"]) == 1 and not found["traceback"]
+    return bool(found["code"] != 0 and one_line and found["seconds"] < SECONDS)
+
+
+def _free(run: Path) -> bool:
+    """Whether nobody holds the folder."""
+    code = f"import fcntl; fcntl.flock(open({str(run / 'metrics.jsonl')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def killed_under_torchrun(folder: Path) -> dict[str, Any]:
+    """The same, where torchrun watches over the ranks."""
+    folder = place(folder)
+    command = [sys.executable, *TORCHRUN, TASK, "long", str(folder)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    begun(folder / "killed", [process])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    since = time.monotonic()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    ((code, said),) = ended([process])
+    found = {"seconds": time.monotonic() - since, "code": code, "said": spoken(said), "traceback": False}
+    return {**found, "sound": _stopped(found) and _free(folder / "killed")}
+
+
+def failed(folder: Path) -> dict[str, Any]:
+    """One rank alone raises an error: it is told once, with the exit code of such errors."""
+    folder, since = place(folder), time.monotonic()
+    both = ended(launched("-m", TASK, "failing", folder))
+    said = [line for _, text in both for line in spoken(text)]
+    found = {"seconds": time.monotonic() - since, "codes": [code for code, _ in both], "said": said}
+    found["traceback"] = any("Traceback" in text for _, text in both)
+    sound = said == ["limbeck: sample 3 cannot be read: mend it"] and found["codes"] == [2, 2]
+    return {**found, "sound": sound and not found["traceback"]}
+
+
+PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "resume": matrix, "killed": killed, "killed_under_torchrun": killed_under_torchrun, "failed": failed,
+}  # fmt: skip
+
+
+def main() -> int:
+    """Carry out all parts; 1 where one is not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(PARTS))
+    given = parser.parse_args()
+    found: dict[str, Any] = {
+        "command": "python -m tests.faults.ranks", "ranks": 2, "backend": "gloo", "seed": 0,
+        "versions": versions(), "tolerance": WITHIN, "seconds_allowed": SECONDS, "parts": {},
+    }  # fmt: skip
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.only:
+            found["parts"][name] = PARTS[name](Path(folder) / name)
+            print(name, json.dumps(found["parts"][name], indent=1), flush=True)
+    found["seconds"] = time.monotonic() - began
+    found["sound"] = all(part["sound"] for part in found["parts"].values())
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_json(given.out / "ranks.json", found)
+    return 0 if found["sound"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
