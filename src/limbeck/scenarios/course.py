@@ -132,7 +132,8 @@ def by_labels(net: Net) -> Distillation:
     """A step of ``net`` on the labels alone."""
     dummy = Outputs(torch.empty(1, 2))
     objective = Labels()
-    return Distillation(net, {"labels": objective.build(dummy, dummy)}, objective.needs())
+    built = {"labels": objective.build(dummy, dummy)}
+    return Distillation(net, built, objective.needs(), by_row={"labels"})
 
 
 def facts_of(selection: Any) -> dict[str, Any]:

@@ -177,6 +177,7 @@ class SelfDistillation(Scenario):
         return Distillation(
             net, modules, combine(used), ask=ask,
             paths={name: objective.path for name, objective in used.items()},
+            by_row={name for name, objective in used.items() if objective.by_row},
             query=net.query if net.query_dim is not None else None,
         )  # fmt: skip
 
