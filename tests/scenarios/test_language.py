@@ -278,6 +278,18 @@ def test_a_start_that_was_killed_is_resumed(place: Path, tmp_path: Path, at: int
     small.assert_same(folder, finished(place, *sets))
 
 
+@pytest.mark.parametrize("at", [6, 20])
+def test_texts_that_come_again_are_the_same_behind_a_kill(place: Path, tmp_path: Path, at: int) -> None:
+    sets = (
+        "objective=[{name: labels}]", "engine.checkpoint_seconds=0",
+        "scenario.writing={by: teacher, share: 1, replays: 1, prompt: 4, lag: 2}",
+    )  # fmt: skip
+    folder = killed_and_resumed(small_texts.recipe(place, *sets), tmp_path / "run", at=at)
+    small.assert_same(folder, finished(place, *sets))
+    kept = sorted((folder / "checkpoints" / "written").iterdir())
+    assert [p.name for p in kept] == [f"{0:06d}-{first:09d}.json" for first in range(0, 2 * len(kept), 2)]
+
+
 def test_a_student_of_its_teachers_weights_has_begun(place: Path, tmp_path: Path) -> None:
     asked = small_texts.recipe(place, "student={name: elastic}", "scenario.start_epochs=1")
     with pytest.raises(ConfigError, match=r"start_epochs is 1.*its teacher's weights"):

@@ -16,7 +16,7 @@ from limbeck.data.tokenizers import characters
 from limbeck.data.tokens import UNCOUNTED, Rows, TokenBatches, rows_of
 from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
-from limbeck.errors import ConfigError
+from limbeck.errors import CheckpointError, ConfigError
 from limbeck.losses.on_policy import DRAWN
 from limbeck.scenarios.written import Writer, Writing, Written
 from limbeck.students.llama import LlamaStudent
@@ -44,9 +44,7 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run", Engine(device="cpu"), seed=3, quiet=True)
 
 
-def written(
-    run: Run, plan: Writing, network: nn.Module | None = None, *, spec: Spec = SPEC
-) -> Written:
+def written(run: Run, plan: Writing, network: nn.Module | None = None, *, spec: Spec = SPEC) -> Written:
     source = TokenBatches(rows(), batch_size=BATCH, seed=1)
     return Written(plan, source, source.rows, network or model(), run, spec=spec, batch_size=BATCH)
 
@@ -125,6 +123,16 @@ def test_a_teachers_kept_texts_come_again_and_others_do_not(run: Run) -> None:
                             for e in range(3))  # fmt: skip
     assert all(torch.equal(first[i], third[i]) for i in first)
     assert any(not torch.equal(first[i], second[i]) for i in first)
+    again = written(
+        run, Writing(share=1, by="teacher", prompt=5, replays=2), model(9)
+    )  # as a resumed run has it
+    fourth = {int(i): b.inputs[n] for b in again.epoch(3) for n, i in enumerate(b.index)}
+    assert all(torch.equal(second[i], fourth[i]) for i in second)
+    (damaged, *_) = sorted((run.folder / "checkpoints" / "written").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b" " + damaged.read_bytes()[-8:])
+    with pytest.raises(CheckpointError, match=f"{damaged.name} is damaged"):
+        written(run, Writing(share=1, by="teacher", prompt=5, replays=2))
+    damaged.unlink()
     fresh = written(run, Writing(share=1, by="teacher", prompt=5))
     one, other = (
         {int(i): b.inputs[n] for b in fresh.epoch(e) for n, i in enumerate(b.index)} for e in (0, 2)

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -144,7 +145,7 @@ class Run:
                 if resume:
                     self._find_checkpoint()
                 else:
-                    self._facts_file.unlink(missing_ok=True)
+                    self._forget()
                 self._cut_log()
             except BaseException:
                 self._log.close()
@@ -376,6 +377,12 @@ class Run:
     def _write_facts(self) -> None:
         if self.ranks.first:
             write_sealed(self._facts_file, self._facts)
+
+    def _forget(self) -> None:
+        """Remove what an attempt that never came to a checkpoint computed."""
+        self._facts_file.unlink(missing_ok=True)
+        for further in self._facts_file.parent.glob("*/"):
+            shutil.rmtree(further)
 
     def _cut_log(self) -> None:
         """Take away the lines that were written after the checkpoint."""

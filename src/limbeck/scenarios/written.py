@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import log
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from limbeck.data import chance
 from limbeck.data.tokens import UNCOUNTED, Rows, batch_of
 from limbeck.engine.fit import Source
 from limbeck.engine.run import Run
+from limbeck.engine.state import read_sealed, write_sealed
 from limbeck.errors import ConfigError
 from limbeck.losses.on_policy import DRAWN
 from limbeck.nets.causal_lm import CausalLM
@@ -214,8 +216,8 @@ class Writer:
 class Written(nn.Module):
     """Batches of which some are written when they are asked for.
 
-    What was written ahead is held in buffers: a resumed run learns from the same texts. Each token that was
-    written carries the mark ``DRAWN``.
+    What was written ahead is held in buffers, and texts that come again in files of the run, as they are
+    written: a resumed run learns from the same texts. Each token that was written carries the mark ``DRAWN``.
 
     Args:
         plan: what is written.
@@ -230,6 +232,9 @@ class Written(nn.Module):
     Attributes:
         texts: [lag * batch, T], written at once.
         begun: epoch and step that they were written for.
+
+    Raises:
+        CheckpointError: a file of texts that come again is damaged.
     """
 
     begun: Tensor
@@ -247,7 +252,10 @@ class Written(nn.Module):
             model=model, length=length, prompt=plan.prompt, eos=spec.special.get("eos"),
             batch_size=plan.lag * batch_size, vocabulary=spec.classes, sampling=plan.sampling(), other=other,
         )  # fmt: skip
-        self.kept: dict[tuple[int, int], Told] = {}  # a frozen teacher's: they can be written again
+        # Written again beside other prompts, a text might differ in a last bit, and then in a token.
+        self.kept: dict[tuple[int, int], Told] = {}
+        for path in sorted(self._folder.glob("*.json")):
+            self._take(read_sealed(path))
         self.texts = Texts(plan.lag * batch_size, length)
         self.register_buffer("begun", torch.full((2,), -1))
 
@@ -297,6 +305,19 @@ class Written(nn.Module):
             return dict(zip(rows, found, strict=True))
         turn = epoch % self.plan.replays
         new = [row for row in prompts if (row, turn) not in self.kept]
-        found = self.writer.continued([prompts[row] for row in new], self.run.generator("written", turn), new)
-        self.kept |= {(row, turn): text for row, text in zip(new, found, strict=True)}
+        if new:
+            draws = self.run.generator("written", turn)
+            texts = self.writer.continued([prompts[row] for row in new], draws, new)
+            told = {"turn": turn, "rows": new, "texts": texts}
+            if self.run.ranks.first:
+                write_sealed(self._folder / f"{epoch:06d}-{first:09d}.json", told)
+            self._take(told)
         return {place: self.kept[row, turn] for place, row in rows.items()}
+
+    @property
+    def _folder(self) -> Path:
+        return self.run.folder / "checkpoints" / "written"
+
+    def _take(self, told: dict[str, Any]) -> None:
+        pairs = zip(told["rows"], told["texts"], strict=True)
+        self.kept |= {(row, told["turn"]): text for row, text in pairs}
