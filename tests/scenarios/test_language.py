@@ -19,6 +19,7 @@ from limbeck.errors import ConfigError, NonFiniteError
 from limbeck.metrics import cost
 from limbeck.nets.causal_lm import CausalLM
 from limbeck.nets.language_models import load_model
+from limbeck.scenarios import pair
 from limbeck.scenarios.judging import all_logits
 from limbeck.scenarios.language import evenly
 
@@ -76,6 +77,23 @@ def test_a_teacher_that_is_asked_once_teaches_the_same(place: Path) -> None:
     own, other = figures(remembered), figures(live)
     assert own["student"]["perplexity"] == pytest.approx(other["student"]["perplexity"], rel=1e-5)
     assert not list(remembered.glob("cache/*")) and not list(place.rglob("*.bin"))
+
+
+def test_runs_may_share_what_a_teacher_said(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = ("engine.share_teacher_cache=true", f"engine.cache_root={tmp_path / 'caches'}")
+    first = small_texts.recipe(place, *sets)
+    one = api.run(first, out=tmp_path / "one", quiet=True).folder
+    assert list((tmp_path / "caches").rglob("*.bin"))
+    asked: list[None] = []
+    ask = pair.Pair.ask_live
+    monkeypatch.setattr(pair.Pair, "ask_live", lambda *given: (asked.append(None), ask(*given))[1])
+    two = api.run(small_texts.recipe(place, *sets), out=tmp_path / "two", quiet=True).folder
+    remembered = len(asked)
+    api.run(small_texts.recipe(place), out=tmp_path / "three", quiet=True)
+    assert len(asked) - remembered > remembered  # a run of its own asks for all rows
+    assert gap(one, two) == gap(one, finished(place)) == 0
 
 
 def test_what_is_left_out_alone_makes_a_difference(place: Path) -> None:

@@ -61,6 +61,7 @@ class Captured:
         warn: told of a cache that was damaged, and is made anew.
         dtype: storage type of floating rows.
         size: samples that are asked for at once.
+        shared: it is there for other runs too, and ``delete`` leaves it.
 
     Raises:
         CacheError: at a call: the cache cannot be written.
@@ -77,9 +78,11 @@ class Captured:
         warn: Callable[[str], None],
         dtype: torch.dtype = torch.float32,
         size: int = CHUNK,
+        shared: bool = False,
     ) -> None:
         self.root, self.key, self.batches, self.ask = root, key, batches, ask
         self.device, self.warn, self.dtype, self.size = device, warn, dtype, size
+        self.shared = shared
         self.cache: Cache | None = None
 
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -90,8 +93,8 @@ class Captured:
         return {name: row.to(batch.inputs.device, non_blocking=True) for name, row in rows.items()}
 
     def delete(self) -> None:
-        """Remove what was captured."""
-        if self.cache is not None:
+        """Remove what was captured, unless it is shared."""
+        if self.cache is not None and not self.shared:
             self.cache.delete()
 
     def place(self) -> Cache:

@@ -36,6 +36,8 @@ class Engine:
         cache_top_k: keep only so many of a teacher's largest logits, and the mass of the rest, which is then
             spread evenly: exact at temperature 1 for what is kept. So too where nothing is cached, and the
             teacher is asked live. None = all logits.
+        share_teacher_cache: keep a frozen teacher's outputs with the caches that runs share, for others with
+            the same teacher and data; else each run captures its own and deletes it.
         reuse_teachers: take a teacher that an earlier run trained in exactly the same way.
     """
 
@@ -51,6 +53,7 @@ class Engine:
     cache_root: str | None = None
     cache_dtype: Literal["float32", "float16"] = "float32"
     cache_top_k: int | None = None
+    share_teacher_cache: bool = False
     reuse_teachers: bool = True
 
     def __post_init__(self) -> None:

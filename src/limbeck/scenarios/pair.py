@@ -370,11 +370,13 @@ class Pair:
             return rows
 
         dtype = torch.float16 if settings.cache_dtype == "float16" else torch.float32
-        folder = self.run.folder / "cache"
+        shares = settings.share_teacher_cache
+        folder = self.root if shares else self.run.folder / "cache"
         size = CHUNK if self.dry[0].hidden is None else batches.batch_size  # a row of text is far more
         captured = Captured(
-            folder, key, batches, ask, device=self.run.device, warn=self.run.warn, dtype=dtype, size=size
-        )
+            folder, key, batches, ask, device=self.run.device, warn=self.run.warn, dtype=dtype, size=size,
+            shared=shares,
+        )  # fmt: skip
         return self.run.kept(captured)
 
     def _report_rest(self, rows: Mapping[str, Tensor]) -> None:
