@@ -82,6 +82,12 @@ SERVED = (
     "teacher={name: served, url: 'http://127.0.0.1:9/v1', model: large, tokenizer_name: '{model}', k: 4, "
     "retries: 0}"
 )
+IMAGES = (
+    "scenario={name: static}",
+    "data=digits",
+    "student={name: mlp}",
+    "teacher={name: trained, network: {name: mlp}}",
+)
 SAID: dict[str, tuple[tuple[str, ...], str]] = {
     "tokenizers that differ": (
         (OWN, "data.domains=[docs]"),
@@ -166,6 +172,14 @@ SAID: dict[str, tuple[tuple[str, ...], str]] = {
         "cannot load the tokenizer of language model '.*nowhere' from the Hugging Face",
     ),
     "a length": (("data.length=1",), "data: length is 1: allowed are values of at least 2"),
+    "an objective of language models for images": (
+        (*IMAGES, "objective=[first]"),
+        "objective first matches language models: take scenario language, or kd",
+    ),
+    "a selector of language models for images": (
+        (*IMAGES, "objective=[kd]", "selector=ddk"),
+        "selector is DDK, which compares language models: take scenario language, or another selector",
+    ),
     "a divergence": (
         ("objective.divergence.kind=forwrd_kl",),
         r"unknown divergence 'forwrd_kl'.*did you mean 'forward_kl'",

@@ -288,10 +288,12 @@ class Objective:
     Attributes:
         by_row: whether each term is the mean over all rows of a batch of what is said of that row alone:
             where several ranks share a batch, each then looks at its own rows.
+        texts: whether it matches language models alone.
         path: which of the teacher's answers is matched (``Outputs.along``); ``""`` is its main one.
     """
 
     by_row: ClassVar[bool] = False
+    texts: ClassVar[bool] = False
 
     path: str = ""
 

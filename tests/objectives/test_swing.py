@@ -73,8 +73,9 @@ def test_the_cross_entropy_leaves_private_tokens_out() -> None:
     torch.testing.assert_close(both["labels"], 0.5 * public)
 
 
-def test_noise_is_fresh_in_each_step_and_the_same_again() -> None:
-    first, again, later = (terms(plain(1), sigma=0.05, step=n)["divergence"] for n in (3, 3, 4))
+@pytest.mark.parametrize("kind", [{"sigma": 0.05}, {"epsilon": 40.0}])
+def test_noise_is_fresh_in_each_step_and_the_same_again(kind: dict[str, float]) -> None:
+    first, again, later = (terms(plain(1), **kind, step=n)["divergence"] for n in (3, 3, 4))
     assert first == again
     assert first != later
     assert first != terms(plain(1))["divergence"]
@@ -92,6 +93,8 @@ def test_data_that_marks_nothing_is_refused() -> None:
         ({"t_low": 0.0}, "t_low is 0.0"),
         ({"t_high": 0.5}, "t_high 0.5"),
         ({"sigma": -1.0}, "sigma is -1.0"),
+        ({"epsilon": 0.0}, "epsilon is 0.0"),
+        ({"sigma": 0.1, "epsilon": 1.0}, "take one of the two noises"),
         ({"student_side": "sam"}, "same"),
     ],
 )

@@ -18,7 +18,7 @@ from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
 from limbeck.errors import CheckpointError, ConfigError
 from limbeck.losses.on_policy import DRAWN
-from limbeck.scenarios.written import Writer, Writing, Written
+from limbeck.scenarios.written import Writer, Writing, Written, check_prompts
 from limbeck.students.llama import LlamaStudent
 
 LENGTH, BATCH = 16, 4  # a row holds any of the texts
@@ -180,4 +180,4 @@ def test_what_cannot_be_is_refused(run: Run) -> None:
     with pytest.raises(ConfigError, match="temperature is -1"):
         Writing(temperature=-1)
     with pytest.raises(ConfigError, match="prompt is 16 but rows have 16 tokens"):
-        written(run, Writing(prompt=16))
+        check_prompts(16, rows())

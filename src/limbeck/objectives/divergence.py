@@ -25,6 +25,7 @@ class TokenDivergence(Objective):
 
     Attributes:
         zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
+        texts: it matches language models alone.
         weight: factor of the term, >= 0.
         kind: a key of ``losses.divergences.DIVERGENCES``: forward_kl, reverse_kl, jsd, ...
         constants: the divergence's own, such as ``{beta: 0.1}`` of jsd; empty = its defaults.
@@ -40,6 +41,7 @@ class TokenDivergence(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
 
     weight: float = 1.0

@@ -29,6 +29,7 @@ class FIRST(Objective):
 
     Attributes:
         zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
+        texts: it matches language models alone.
         weight: factor of the term, >= 0.
         k: how many tokens are kept, >= 2.
         scaling: of their probabilities: ``linear`` as they are, ``power`` (an ordinary temperature) or
@@ -52,6 +53,7 @@ class FIRST(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
 
     weight: float = 1.0

@@ -30,6 +30,7 @@ class MiniLLM(Objective):
 
     Attributes:
         zero_at_teacher: whether all terms of a written batch are 0 where both networks give the same.
+        texts: it matches language models alone.
         on_policy: it learns from texts that the student writes.
         weight: factor of both parts, >= 0.
         labels: factor of the language modelling, >= 0.
@@ -49,6 +50,7 @@ class MiniLLM(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     on_policy: ClassVar[bool] = True
 
     weight: float = 1.0

@@ -13,8 +13,8 @@ from limbeck.contracts import NO_FACTS, Batch, Facts, Objective, Outputs, Progre
 from limbeck.data.tokens import PRIVACY
 from limbeck.engine.seeds import derive
 from limbeck.errors import ConfigError, unknown
-from limbeck.losses.swing import StudentSide, gaussian_noise, swing_loss, token_temperature
-from limbeck.objectives._shared import at_least, same_classes
+from limbeck.losses.swing import StudentSide, gaussian_noise, laplace_noise, swing_loss, token_temperature
+from limbeck.objectives._shared import above, at_least, same_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,14 @@ class Swing(Objective):
 
     Attributes:
         zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
+        texts: it matches language models alone.
         reads_privacy: it reads how private the data says that each token is.
         weight: factor of the divergence, >= 0.
         t_low: temperature of a token that is not private, > 0.
         t_high: of one that surely is, >= ``t_low``; 2 to 50.
         sigma: deviation of the normal noise on the teacher's probabilities, >= 0; 0.001 to 0.01.
+        epsilon: budget > 0 of one token's distribution, for Laplace noise of scale 2 / ``epsilon`` in place
+            of the normal one; None = none.
         student_side: ``same`` divides the student's logits by the token's temperature too, ``target_only`` by
             ``t_low``.
         t_squared: multiply each token's divergence by its T², as Hinton's loss has it: that gives the secrets
@@ -49,12 +52,14 @@ class Swing(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     reads_privacy: ClassVar[bool] = True
 
     weight: float = 1.0
     t_low: float = 1.0
     t_high: float = 10.0
     sigma: float = 0.0
+    epsilon: float | None = None
     student_side: StudentSide = "same"
     t_squared: bool = False
     labels: float = 0.0
@@ -62,6 +67,12 @@ class Swing(Objective):
     def __post_init__(self) -> None:
         for name in ("weight", "sigma", "labels"):
             at_least(name, getattr(self, name), 0)
+        if self.epsilon is not None:
+            above("epsilon", self.epsilon, 0)
+            if self.sigma:
+                raise ConfigError(
+                    f"sigma is {self.sigma} and epsilon {self.epsilon}: take one of the two noises"
+                )
         token_temperature(torch.zeros(()), self.t_low, self.t_high)
         if self.student_side not in get_args(StudentSide):
             raise unknown("student_side", self.student_side, get_args(StudentSide))
@@ -103,8 +114,11 @@ class Swinging(nn.Module):
 
     def noise(self, logits: Tensor, at: Progress) -> Tensor | None:
         """Noise [R, V] for a step's targets: a function of seed and step alone."""
-        if not self.plan.sigma:
+        plan = self.plan
+        if not plan.sigma and plan.epsilon is None:
             return None
         seed = derive(self.seed, "noise", at.task, at.step)
         draws = torch.Generator(device=logits.device).manual_seed(seed)
-        return gaussian_noise(logits, self.plan.sigma, draws)
+        if plan.epsilon is not None:
+            return laplace_noise(logits, plan.epsilon, draws)
+        return gaussian_noise(logits, plan.sigma, draws)

@@ -25,6 +25,7 @@ class ULD(Objective):
 
     Attributes:
         zero_at_teacher: whether all terms are 0 where the student gives what the teacher gives.
+        texts: it matches language models alone.
         aligns: teacher and student may have tokenizers of their own.
         weight: factor of the term, >= 0; 1.5 beside the labels in the official configuration.
         temperature: T > 0 of the student.
@@ -38,6 +39,7 @@ class ULD(Objective):
     """
 
     zero_at_teacher: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
     aligns: ClassVar[bool] = True
 
     weight: float = 1.5

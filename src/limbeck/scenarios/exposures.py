@@ -45,20 +45,22 @@ def canary_exposure(
 ) -> dict[str, Any]:
     """One canary's exposure to each network: by rank, or extrapolated from a sample of a large space.
 
-    ``fit`` is then the chance of the sample under the law that it was extrapolated by (``SkewNormal``).
+    ``fit`` is then the chance of the sample under the law that it was extrapolated by (``SkewNormal``), whose
+    tail may promise more than the space holds: no exposure is above ``at_most``.
     """
     space = 10 ** format.count("#")
     by_rank = space <= MOST
     others = [s for s in (secrets(format) if by_rank else draw_secrets(format, SAMPLE, draws)) if s != secret]
     texts = [" " + fill(format, s) for s in (secret, *others)]
-    found: dict[str, Any] = {"at_most": math.log2(space), "method": "rank" if by_rank else "extrapolated"}
+    most = math.log2(space)
+    found: dict[str, Any] = {"at_most": most, "method": "rank" if by_rank else "extrapolated"}
     for who, (net, tokenizer) in readers.items():
         bits = log_perplexities(net, tokenizer, texts)
         if by_rank:
             found[who] = exposure(float(bits[0]), bits[1:], space).bits
         else:
             law = SkewNormal.fit(bits[1:])
-            found |= {who: law.exposure(float(bits[0])), f"{who}_fit": law.p_value}
+            found |= {who: min(law.exposure(float(bits[0])), most), f"{who}_fit": law.p_value}
     return found
 
 

@@ -48,6 +48,14 @@ def inputs(recipe: Any) -> Any:
 def check_networks(recipe: Any, *, classes: int) -> None:
     """Raise if the networks cannot see the same images, or an objective lacks its teacher."""
     check_objectives(recipe)
+    for name, objective in named(recipe).items():
+        if objective.texts:
+            raise ConfigError(f"objective {name} matches language models: take scenario language, or kd")
+    if recipe.selector.asks:
+        raise ConfigError(
+            f"selector is {type(recipe.selector).__name__}, which compares language models: take scenario "
+            "language, or another selector"
+        )
     check_classes(classes)
     if not has_teacher(recipe):
         return

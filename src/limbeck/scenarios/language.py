@@ -34,7 +34,7 @@ from limbeck.scenarios.fit_together import check_objectives, has_teacher
 from limbeck.scenarios.judging import judged
 from limbeck.scenarios.pair import Pair, constants, hashes
 from limbeck.scenarios.selected import Selected
-from limbeck.scenarios.written import Writing, Written, model_of, writes
+from limbeck.scenarios.written import Writing, Written, check_prompts, model_of, writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,8 @@ class Language(Scenario):
         """Train on the recipe's texts; returns the figures on their test part."""
         desk = self.desk(recipe, run)
         pair = desk.pair
+        if self.writing is not None:
+            check_prompts(self.writing.prompt, desk.learning.rows)
         if pair.learns:
             self.teach(pair, desk)
         self.begin(pair, desk)

@@ -246,7 +246,6 @@ class Written(nn.Module):
         super().__init__()
         length = rows.ids.shape[1]
         self.plan, self.source, self.rows, self.run, self.batch_size = plan, source, rows, run, batch_size
-        check_prompts(plan.prompt, rows)
         other = (teacher, plan.teacher_mix) if plan.teacher_mix else None
         self.writer = Writer(
             model=model, length=length, prompt=plan.prompt, eos=spec.special.get("eos"),
