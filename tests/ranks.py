@@ -34,9 +34,13 @@ def launched(*arguments: object, size: int = 2, **environment: str) -> list[subp
     ]  # fmt: skip
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str]]:
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 600) -> list[tuple[int, str]]:
     """The exit code and what was said to standard error of each."""
-    said = [process.communicate(timeout=seconds)[1] for process in processes]
+    try:
+        said = [process.communicate(timeout=seconds)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 

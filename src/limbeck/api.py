@@ -20,6 +20,7 @@ from limbeck.config import Recipe
 from limbeck.contracts import Net
 from limbeck.engine.ranks import here, together
 from limbeck.engine.run import Run, claim
+from limbeck.engine.shards import keep_whole
 from limbeck.engine.state import (
     file_hash,
     read_json,
@@ -167,11 +168,12 @@ def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe |
         "teacher_share": session.teacher_share(),
         "stages": {name: round(value, 3) for name, value in session.seconds.items()},
     }
+    student = session.modules.get_submodule("student")
+    keep_whole(student)
     if not session.ranks.first:
         return Result(folder, figures)
     figures["terms"] = read_run(folder).term_means()
     figures["versions"] = versions()
-    student = session.modules.get_submodule("student")
     names = (figures.get("student") or {}).get("class_names") or []
     shutil.rmtree(folder / "cache", ignore_errors=True)
     files = save_student(folder, student, _description(student, recipe, names))

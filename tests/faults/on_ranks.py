@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.engine.killing import Killed
 
 from limbeck import api, config
+from limbeck.config import Recipe
 from limbeck.engine.ranks import here
 from limbeck.engine.run import Run
 from limbeck.errors import DataError
 
 
-def cut_off(recipe: Path, folder: Path, at: int) -> None:
+def cut_off(recipe: Recipe, folder: Path, at: int) -> None:
     """Carry out ``recipe`` up to step ``at``, without a word; every step before it has a checkpoint."""
     seen = 0
 
@@ -28,20 +30,35 @@ def cut_off(recipe: Path, folder: Path, at: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "diagnoses", deadly)
         with pytest.raises(Killed):
-            api.run(config.load(recipe), out=folder, quiet=True)
+            api.run(recipe, out=folder, quiet=True)
 
 
 def whole(place: Path) -> None:
     """Run the recipe, then cut it off twice; go on with the first one at once."""
-    api.run(config.load(place / "recipe.yaml"), out=place / f"whole{here().size}", quiet=True)
+    recipe = config.load(place / "recipe.yaml")
+    api.run(recipe, out=place / f"whole{here().size}", quiet=True)
     for name in ("same", "other"):
-        cut_off(place / "recipe.yaml", place / f"{name}{here().size}", at=9)
+        cut_off(recipe, place / f"{name}{here().size}", at=9)
     api.resume(place / f"same{here().size}", quiet=True)
 
 
 def resumed(place: Path) -> None:
     """Go on with what another number of ranks began."""
     api.resume(place / f"other{3 - here().size}", quiet=True)
+
+
+def sharded(place: Path) -> None:
+    """Run the recipe with whole networks and with shared ones; the last of these is also cut off."""
+    for shard in ("none", "teacher", "student", "both"):
+        recipe = config.load(place / "recipe.yaml", [f"engine.shard={shard}"])
+        api.run(recipe, out=place / f"{shard}{here().size}", quiet=True)
+    if here().size == 2:
+        for name in ("same", "other"):
+            every = replace(recipe, engine=replace(recipe.engine, checkpoint_seconds=0))
+            cut_off(every, place / f"{name}2", at=9)
+        api.resume(place / "same2", quiet=True)
+    else:
+        api.resume(place / "other2", quiet=True)
 
 
 def failing(place: Path) -> None:
@@ -68,5 +85,7 @@ def long(place: Path) -> None:
     main(["run", str(place / "long.yaml"), "--out", str(place / "killed"), "--json"])
 
 
+TASKS = {task.__name__: task for task in (whole, resumed, sharded, failing, long)}
+
 if __name__ == "__main__":
-    {"whole": whole, "resumed": resumed, "failing": failing, "long": long}[sys.argv[1]](Path(sys.argv[2]))
+    TASKS[sys.argv[1]](Path(sys.argv[2]))

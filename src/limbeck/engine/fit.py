@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Progress
+from limbeck.engine import shards
 from limbeck.engine.guards import (
     GRADIENT,
     Before,
@@ -46,6 +47,7 @@ class Turn:
 
     def __init__(self, name: str, module: nn.Module, optim: Optim, frozen: Mapping[str, nn.Module]) -> None:
         self.name, self.module, self.optim, self.frozen = name, module, optim, frozen
+        shards.settle(module)
         groups = trainable_groups(module)
         if not groups:
             raise GuardError(f"{name}: nothing in it learns: give it parameters that require a gradient")
@@ -72,12 +74,13 @@ class Turn:
             run.shares(self.name, at, gradient_shares(terms, self.parameters, run.ranks.averaged))
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         flag.check()
-        FiniteFlag({GRADIENT: gradient_norm(self.parameters)}).check()
+        size = gradient_norm(self.parameters)
+        FiniteFlag({GRADIENT: size}).check()
         if not self.checked:
             check_orphans(self.module, self.optimizer)
             self.checked = True
         if self.optim.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
+            shards.clip(self.parameters, self.optim.clip, size)
         self.updating = True
         self.optimizer.step()
         self.optim.average(self.optimizer)
@@ -151,7 +154,8 @@ def fit(
             spoilt = isinstance(error, NonFiniteError)
             why = blame(turns, batch, run) if spoilt and batch is not None else ""
             untouched = not terms and not any(turn.updating for turn in turns)
-            if untouched and (step or spoilt):  # else the last checkpoint stands
+            alike = spoilt or run.settings.shard == "none"  # what is shared out is gathered by all, or not
+            if untouched and alike and (step or spoilt):  # else the last checkpoint stands
                 before.restore()
                 run.save(stage, turns, epoch, place, step)
             if isinstance(error, NonFiniteError | DataError):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.shards import norm
 from limbeck.engine.state import constant_prefixes
 from limbeck.errors import GuardError, NonFiniteError
 
@@ -130,7 +131,7 @@ class FiniteFlag:
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Norm of all gradients together, a scalar."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm(p.grad for p in parameters if p.grad is not None)
 
 
 def gradient_shares(

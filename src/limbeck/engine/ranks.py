@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
@@ -111,6 +112,13 @@ class Ranks:
         if self.size == 1:
             return module
         partial = any(getattr(part, "partial", False) for part in module.modules())
+        split = {
+            name for name, p in module.named_parameters() if isinstance(p, DTensor)
+        }  # torch averages these
+        if all(name in split for name, p in module.named_parameters() if p.requires_grad):
+            return module
+        ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(module, split)
         return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=partial)
 
     def averaged(self, value: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.contracts import Batch, Progress
-from limbeck.engine import ranks, seeds
+from limbeck.engine import ranks, seeds, shards
 from limbeck.engine.meter import Meter
 from limbeck.engine.settings import Engine
 from limbeck.engine.state import (
@@ -293,12 +293,13 @@ class Run:
         Raises:
             CheckpointError: it cannot be written; the one before it still stands.
         """
-        if not self.ranks.first:
+        gathers = self.settings.shard != "none"
+        if not self.ranks.first and not gathers:
             return
         state: State = {
             "stage": stage, "done": list(self.done), "epoch": epoch, "batch": batch, "step": step,
             "modules": variable_state(self.modules),
-            "optimizers": {turn.name: turn.optimizer.state_dict() for turn in turns},
+            "optimizers": {turn.name: shards.whole(turn.optimizer.state_dict()) for turn in turns},
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "seconds": dict(self.seconds), "facts": json.dumps(self._facts),
@@ -306,6 +307,8 @@ class Run:
             "log_bytes": self._log.tell(), "log_sha256": self._log_sum.hexdigest(),
             "threads": torch.get_num_threads(),
         }  # fmt: skip
+        if not self.ranks.first:
+            return
         self._number += 1
         write_state(self.folder / "checkpoints" / f"{self._number:06d}", state)
         self._saved = time.monotonic()
@@ -320,10 +323,12 @@ class Run:
             torch.manual_seed(self.derive("torch", self.stage, self.ranks.number, at.step))
 
     def diagnoses(self, at: Progress) -> bool:
-        """Whether the shares of the gradient are measured at this step (not under ``compile``)."""
+        """Whether the shares of the gradient are measured at this step (not under ``compile`` and
+        ``shard``)."""
         every = self.settings.diagnose_every
         first = min(1, every - 1, at.steps - 1)
-        return every > 0 and at.step % every == first and not self.settings.compile
+        whole = not self.settings.compile and self.settings.shard == "none"
+        return every > 0 and at.step % every == first and whole
 
     def shares(self, turn: str, at: Progress, shares: dict[str, float]) -> None:
         """Log each term's share of the gradient; report those under 1 %."""
@@ -431,6 +436,7 @@ class Run:
         if state["stage"] not in state["done"]:
             for turn in turns:
                 turn.optimizer.load_state_dict(state["optimizers"][turn.name])
+                shards.take_part(turn.optimizer)
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)

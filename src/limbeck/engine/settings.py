@@ -38,6 +38,8 @@ class Engine:
             teacher is asked live. None = all logits.
         share_teacher_cache: keep a frozen teacher's outputs with the caches that runs share, for others with
             the same teacher and data; else each run captures its own and deletes it.
+        shard: whose blocks ranks share out among them, where there are several: each then holds a part of
+            their weights and of what the optimiser remembers of them, and a shared teacher is asked live.
         reuse_teachers: take a teacher that an earlier run trained in exactly the same way.
     """
 
@@ -54,6 +56,7 @@ class Engine:
     cache_dtype: Literal["float32", "float16"] = "float32"
     cache_top_k: int | None = None
     share_teacher_cache: bool = False
+    shard: Literal["none", "teacher", "student", "both"] = "none"
     reuse_teachers: bool = True
 
     def __post_init__(self) -> None:
@@ -64,6 +67,10 @@ class Engine:
             raise ConfigError(f"cache_top_k is {self.cache_top_k}: allowed are 1 and more, or null for all")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: allowed are 1 and more, or null for torch's own")
+
+    def shards(self, who: str) -> bool:
+        """Whether the ``teacher`` or the ``student`` is shared out."""
+        return self.shard in (who, "both")
 
     @contextmanager
     def limited(self) -> Iterator[None]:

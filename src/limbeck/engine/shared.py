@@ -60,8 +60,11 @@ class Teachers:
 
     def keep(self, run: Run, stage: str, net: torch.nn.Module) -> None:
         """Store the state of ``net``, which ``stage`` trained to its end, unless it is there already."""
-        if run.pending is not None or run.probing or not run.ranks.first:
+        if run.pending is not None or run.probing:
+            return
+        state = variable_state(net)  # asked for by all ranks, should it be shared out among them
+        if not run.ranks.first:
             return
         with locked(self.stem.parent):
             if not self.stem.with_suffix(".json").exists():
-                write_state(self.stem, {"net": variable_state(net), "seconds": run.seconds[stage]})
+                write_state(self.stem, {"net": state, "seconds": run.seconds[stage]})

@@ -40,6 +40,7 @@ from limbeck.engine.fit import Source, autocast
 from limbeck.engine.guards import checksum
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
+from limbeck.engine.shards import share_out
 from limbeck.engine.state import load_variable_state, module_hash, value_hash
 from limbeck.errors import ConfigError, NonFiniteError, ShapeError
 from limbeck.nets.taps import core
@@ -87,6 +88,9 @@ class Pair:
             recipe, spec, run.seed, shared_query=shared_query, device=run.device,
             teacher_classes=teacher_classes,
         )  # fmt: skip
+        for who, net in self.here().items():
+            if run.settings.shards(who):
+                share_out(net, who, run.ranks, run.device)
         for net in self.nets().values():
             project(net, self.needs.logits)
         if example.rows is not None and example.other is None:
@@ -348,7 +352,7 @@ class Pair:
             return None
         if views >= epochs and self.tells is None:
             return None
-        if self.student.reads_prompts:
+        if self.student.reads_prompts or (settings.shards("teacher") and self.run.ranks.size > 1):
             return None
 
         def key() -> dict[str, Any]:
