@@ -179,6 +179,7 @@ def finish(folder: Path, session: Run, figures: dict[str, Any], recipe: Recipe |
     files = save_student(folder, student, _description(student, recipe, names))
     figures["files"] = {"recipe.yaml": file_hash(folder / "recipe.yaml")} | files
     write_sealed(folder / "result.json", figures)
+    session.tracking.conclude(figures)
     write_card(folder)
     write_page(folder)
     return Result(folder, figures)

@@ -65,7 +65,8 @@ def plan(
     recipe.scenario.check(recipe)
     began = time.perf_counter()
     with TemporaryDirectory(prefix="limbeck-plan-") as place, engine.limited():
-        settings = replace(engine, cache_root=str(cache_root(folder_of(recipe, out), engine)))
+        root = cache_root(folder_of(recipe, out), engine)
+        settings = replace(engine, cache_root=str(root), track=())
         try:
             probe = Probe(Path(place) / "run", settings, recipe.seed)
             with probe:

@@ -40,6 +40,7 @@ from limbeck.engine.state import (
     write_sealed,
     write_state,
 )
+from limbeck.engine.tracking import Tracking
 from limbeck.errors import CheckpointError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Run:
         self._found: list[str] = []
         self.stage, self._earlier = "", 0.0
         self._teacher_seconds = self._teacher_before = self._spent_before = 0.0
+        self.tracking = Tracking(folder, settings.track if self.ranks.first else (), self.meter.note)
         with self.ranks.in_turn():
             self._log, self._log_sum = self._open_log(), hashlib.sha256()
             try:
@@ -203,6 +205,7 @@ class Run:
             self._log_sum.update(line)
         except OSError as error:
             raise CheckpointError(f"cannot write {self.folder / 'metrics.jsonl'}: {reason(error)}") from error
+        self.tracking.tell({"event": event, **values})
 
     def teacher_share(self) -> float:
         """Share of the teacher's answers in the time of all steps so far, in [0, 1]."""
@@ -456,6 +459,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.meter.finish()
+        self.tracking.close()
         with suppress(OSError):  # on a full disk, what could not be written was reported where it was written
             self._log.close()
         torch.set_rng_state(self._rng)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from limbeck.engine.tracking import check_names
 from limbeck.errors import ConfigError
 
 LEAST = (("checkpoint_seconds", 0), ("keep_checkpoints", 2), ("log_every", 1), ("diagnose_every", 0))
@@ -41,6 +42,8 @@ class Engine:
         shard: whose blocks ranks share out among them, where there are several: each then holds a part of
             their weights and of what the optimiser remembers of them, and a shared teacher is asked live.
         reuse_teachers: take a teacher that an earlier run trained in exactly the same way.
+        track: ``trackio``, ``tensorboard`` and ``mlflow``: tell them what is logged too, in ``tracking/`` of
+            the run's folder.
     """
 
     device: str = "auto"
@@ -58,6 +61,7 @@ class Engine:
     share_teacher_cache: bool = False
     shard: Literal["none", "teacher", "student", "both"] = "none"
     reuse_teachers: bool = True
+    track: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in LEAST:
@@ -65,6 +69,7 @@ class Engine:
                 raise ConfigError(f"{name} is {getattr(self, name)}: allowed are values of at least {least}")
         if self.cache_top_k is not None and self.cache_top_k < 1:
             raise ConfigError(f"cache_top_k is {self.cache_top_k}: allowed are 1 and more, or null for all")
+        check_names(self.track)
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: allowed are 1 and more, or null for torch's own")
 
