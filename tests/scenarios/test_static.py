@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,7 @@ def test_held_out_samples_are_never_learnt_from(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Watching, "held", held, raising=False)
     asked = recipe("scenario.validation=0.2")
     object.__setattr__(asked, "selector", Watching())
-    monkeypatch.setattr(config, "dump", lambda _: json.dumps({"name": "x"}))
+    monkeypatch.setattr(config, "to_plain", lambda _: {"name": "x"})
     found = run(asked, tmp_path / "run")
     assert found["protocol"]["validation_samples"] == 20
     assert len(held) == 20
@@ -164,7 +163,7 @@ def test_a_probe_is_a_resumable_stage_and_what_it_found_is_kept(tmp_path: Path) 
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Run, "diagnoses", deadly)
-            patch.setattr(config, "dump", lambda _: json.dumps({"name": "x"}))
+            patch.setattr(config, "to_plain", lambda _: {"name": "x"})
             patch.setattr(config, "load", lambda _: asked)
             if (folder / "recipe.yaml").exists():
                 api.resume(folder, quiet=True)
