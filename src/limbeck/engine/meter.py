@@ -57,12 +57,13 @@ class Meter:
         """A step of ``stage`` took ``seconds``."""
         kind = stage.rpartition("/")[2]
         self.pace[kind] = 0.95 * self.pace.get(kind, seconds) + 0.05 * seconds
-        if self.bar is not None:
-            if stage != self.stage:
+        if stage != self.stage:
+            self.stage, self.text = stage, ""
+            if self.bar is not None:
                 if self.task is not None:
                     self.bar.remove_task(self.task)
                 self.task = self.bar.add_task(stage, total=at.steps, stage=stage, left="", text="")
-                self.stage = stage
+        if self.bar is not None:
             assert self.task is not None
             self.bar.update(self.task, completed=at.step + 1, left=self.left(stage, at), text=self.text)
         elif time.monotonic() - self.last_line > PLAIN_SECONDS:
