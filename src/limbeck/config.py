@@ -62,6 +62,7 @@ class Recipe:
     predicted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        plain.check_file_name(self.name, "name")
         if self.seed not in range(2**63):
             raise ConfigError(f"seed is {self.seed}: allowed are whole numbers from 0 to 2**63 - 1")
 

@@ -46,6 +46,9 @@ LONGEST = 20
 """Characters of the longest of them."""
 
 
+LONGEST_NAME = 150
+
+
 class Loader(yaml.SafeLoader):
     """Reads scalars, lists and maps alone; refuses repeated keys."""
 
@@ -162,6 +165,21 @@ def mapping(value: Any, where: str) -> Plain:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"{where} is {value!r} but must be a map of field names to values")
     return dict(value)
+
+
+def check_file_name(value: str, what: str) -> None:
+    """Raise unless ``value`` may be part of a file's name: it leads nowhere else.
+
+    Raises:
+        ConfigError: it is empty or longer than 150 bytes, begins with a dot or a hyphen, or has a slash or
+            a control character in it.
+    """
+    odd = not value.isprintable() or any(letter in "/\\:" for letter in value)
+    if odd or not 0 < len(value.encode()) <= LONGEST_NAME or value[0] in ".-":
+        raise ConfigError(
+            f"{what} is {value!r}, which cannot be part of a file's name: use letters, digits, hyphens and "
+            f"dots, at most {LONGEST_NAME}, first a letter or a digit"
+        )
 
 
 def read(source: str | Path) -> Plain:

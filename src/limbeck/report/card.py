@@ -10,7 +10,7 @@ from limbeck import plain
 from limbeck.engine.state import write_text
 from limbeck.report import figures
 from limbeck.report.figures import Figure, lookup
-from limbeck.report.run import Run, finished, read_run
+from limbeck.report.run import Run, finished, read_run, understood
 
 CARD = "README.md"
 LONGEST = 20
@@ -34,7 +34,9 @@ def write_card(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     path = run.folder / "student" / CARD
-    write_text(path, card(run))
+    with understood(str(run.folder)):
+        text = card(run)
+    write_text(path, text)
     return path
 
 

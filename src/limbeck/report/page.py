@@ -18,7 +18,7 @@ from limbeck.report.curves import share_charts, term_charts
 from limbeck.report.distances import hacking_charts
 from limbeck.report.figures import Figure, lookup
 from limbeck.report.heat import LEVELS, accuracy_cells, confusion
-from limbeck.report.run import Run, read_run
+from limbeck.report.run import Run, read_run, understood
 
 PAGE = "report.html"
 WHO = ("student", "teacher")
@@ -41,7 +41,9 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """
     run = read_run(run_dir)
     path = Path(out) if out is not None else run.folder / PAGE
-    write_text(path, page(run))
+    with understood(str(run.folder)):
+        text = page(run)
+    write_text(path, text)
     return path
 
 
