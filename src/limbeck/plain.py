@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,11 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The map of ``node``, each key once."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if repeated is not None:
-            raise _wrong(f"repeated key {repeated!r}", node)
         odd = [key for key in keys if not isinstance(key, str)]
         if odd:
             raise _wrong(f"key {odd[0]!r} is no word: put it in quotes", node)
+        if len(set(keys)) < len(keys):
+            raise _wrong(f"repeated key {Counter(keys).most_common(1)[0][0]!r}", node)
         return super().construct_mapping(node, deep)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from limbeck.contracts import Progress
+from limbeck.terminal import Terminal
 
 PLAIN_SECONDS = 10.0
 
@@ -20,9 +20,9 @@ class Meter:
     """
 
     def __init__(self, *, quiet: bool = False, mute: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet or mute)
+        self.console = Terminal(stderr=True, quiet=quiet or mute)
         # warnings are shown in any case, but by one process alone
-        self.notes = Console(stderr=True) if quiet and not mute else self.console
+        self.notes = Terminal(stderr=True) if quiet and not mute else self.console
         self.plan: dict[str, int] = {}
         self.pace: dict[str, float] = {}
         self.text = ""
@@ -50,7 +50,7 @@ class Meter:
         self._print(self.notes, text)
 
     @staticmethod
-    def _print(console: Console, text: str) -> None:
+    def _print(console: Terminal, text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, stage: str, at: Progress, seconds: float) -> None:

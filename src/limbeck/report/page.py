@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from limbeck.engine.state import write_text
+from limbeck.errors import shown
 from limbeck.metrics.continual import DEFINITIONS, FORGETTING, forgetting, running_average
 from limbeck.report import charts, figures
 from limbeck.report.curves import share_charts, term_charts
@@ -84,7 +85,8 @@ def page(run: Run) -> str:
 
 
 def environment() -> Environment:
-    """Where pages find their templates: the files of this folder, with all that is filled in escaped."""
+    """Where pages find their templates: the files of this folder, with all that is filled in escaped, control
+    characters too."""
 
     def load(name: str) -> str:
         return files("limbeck.report").joinpath(name).read_text(encoding="utf-8")
@@ -92,6 +94,7 @@ def environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(load),
         autoescape=True,
+        finalize=lambda value: shown(value) if type(value) is str else value,  # Markup is HTML already
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
