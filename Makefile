@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
+FAULTS := $(filter-out page places procedures on_ranks test_%, $(basename $(notdir $(wildcard tests/faults/*.py))))
 
-.PHONY: demo test setup clean
+.PHONY: demo test faults setup clean
 
 demo: $(SETUP)
 	rm -rf runs/demo
@@ -14,6 +15,13 @@ test: $(SETUP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+faults: $(SETUP)
+	mkdir -p benchmarks/faults
+	status=0; for part in $(FAULTS); do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.$$part --out benchmarks/faults || status=1; \
+	done; \
+	$(BIN)/python -m tests.faults.page benchmarks/faults docs/reliability.md; exit $$status
 
 setup: $(SETUP)
 

@@ -107,7 +107,7 @@ def resume(folder: str | Path, *, changed: bool = False, quiet: bool = False) ->
 
     Args:
         folder: the run's.
-        changed: go on though ``recipe.yaml`` is not what the run began with.
+        changed: go on though the recipe, the data or a frozen network is not what the run began with.
         quiet: show no progress, only warnings.
 
     Raises:
@@ -133,26 +133,22 @@ def resume(folder: str | Path, *, changed: bool = False, quiet: bool = False) ->
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The figures of a finished run; None where there are none, or they are damaged."""
     try:
-        figures = read_json(folder / "result.json")
-    except (OSError, ValueError, CheckpointError):
+        figures: dict[str, Any] = read_json(folder / "result.json")
+    except (FileNotFoundError, ValueError, CheckpointError):
         return None
-    whole = isinstance(figures, dict) and isinstance(figures.get("student"), dict)
-    return figures if whole else None
+    return figures
 
 
 def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, changed: bool = False) -> Result:
     try:
         with (
             recipe.engine.limited(),
-            Run(folder, recipe.engine, recipe.seed, resume=resume, quiet=quiet) as session,
+            Run(folder, recipe.engine, recipe.seed, resume=resume, changed=changed, quiet=quiet) as session,
         ):
             if not resume and session.ranks.first:
                 write_text(folder / "recipe.yaml", config.dump(recipe))
                 write_json(folder / "versions.json", versions())
-            session.agree(
-                "recipe.yaml", config.to_plain(recipe), changed=changed,
-                fix=f"put it back, or go on with the changed one: limbeck resume {folder} --changed",
-            )  # fmt: skip
+            session.agree("recipe.yaml", config.to_plain(recipe))
             return finish(folder, session, recipe.scenario.run(recipe, session), recipe)
     except ServiceError as error:
         raise ServiceError(f"{error}; its answers are kept: go on with limbeck resume {folder}") from error

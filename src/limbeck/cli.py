@@ -89,7 +89,7 @@ def resume(
 
     Args:
         run: The run's folder.
-        changed: Go on though recipe.yaml was changed since the run began.
+        changed: Go on though the recipe, the data or a frozen network was changed since the run began.
         as_json: Print the result as JSON.
     """
     from limbeck import api
@@ -354,6 +354,6 @@ def _print(data: object, text: RenderableType, as_json: bool) -> None:
 
         print(json.dumps(data, indent=2, default=str))
     else:
-        from limbeck.terminal import Terminal
+        from rich.console import Console
 
-        Terminal(highlight=False, soft_wrap=False).print(text, markup=False)
+        Console(highlight=False, soft_wrap=False).print(text, markup=False)

@@ -18,7 +18,7 @@ from limbeck.api import RUNS, Result, finish
 from limbeck.contracts import Net, Objective, Spec
 from limbeck.data.samples import Loader, Samples
 from limbeck.engine.optim import Optim
-from limbeck.engine.ranks import here, together
+from limbeck.engine.ranks import together
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import derive
 from limbeck.engine.settings import Engine
@@ -50,6 +50,7 @@ def distill(
     out: str | Path = RUNS / "distill",
     seed: int = 0,
     resume: bool = False,
+    changed: bool = False,
     quiet: bool = False,
 ) -> Result:
     """Distil one plain module into another; ``student`` learns in place.
@@ -69,13 +70,14 @@ def distill(
         out: the run's folder.
         seed: of all randomness.
         resume: go on with the run in ``out``, from the same networks and data.
+        changed: go on though the call, the data or the teacher is not what the run began with.
         quiet: show no progress, only warnings.
 
     Raises:
         LimbeckError: parts that do not fit, a folder in use, or a training that went wrong.
     """
     folder = Path(out)
-    if here().told((folder / "metrics.jsonl").exists()) and not resume:  # the first rank soon writes one
+    if (folder / "metrics.jsonl").exists() and not resume:
         raise ConfigError(f"{folder} holds a run: pass resume=True to go on with it, or another out")
     settings = engine or Engine()
     recipe = SimpleNamespace(
@@ -92,9 +94,17 @@ def distill(
     scenario = Static(epochs=epochs, batch_size=batch_size, optim=chosen)
     source = _source(train, batch_size, derive(seed, "batches"), fresh)
     record = _record(recipe, scenario, teacher, student) | {"train": _described(source)}
-    if resume and (folder / "recipe.yaml").exists() and plain.read(folder / "recipe.yaml") != record:
-        raise ConfigError(f"{folder} holds another run than this call describes: make the same call again")
-    with _watched(folder), Run(folder, settings, seed, resume=resume, quiet=quiet) as session, lent(teacher):
+    begun = resume and not changed and (folder / "recipe.yaml").exists()
+    if begun and plain.read(folder / "recipe.yaml") != record:
+        raise ConfigError(
+            f"{folder} holds another run than this call describes: make the same call again, or pass "
+            "changed=True"
+        )
+    with (
+        _watched(folder),
+        Run(folder, settings, seed, resume=resume, changed=changed, quiet=quiet) as session,
+        lent(teacher),
+    ):
         if session.ranks.first:
             write_text(folder / "recipe.yaml", plain.write(record))
         example = next(iter(source.epoch(0)))

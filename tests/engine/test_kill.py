@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments; the long version is ``benchmarks/kill_test.py``."""
+"""A run that is stopped by a signal; those that are killed are in ``tests/faults/``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,7 @@ from tests.engine import small
 
 from limbeck import plain
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def test_random_kills_end_with_equal_weights(tmp_path: Path) -> None:
-    out = tmp_path / "kills.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), "--kills", "5", "--out", str(out)]
-    command += ["--only", "kdp, replayed views"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False)
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(out.read_text())
-    assert seen["all_equal"]
-    assert seen["kills"] == 5
 
 
 def started(place: Path, folder: Path) -> subprocess.Popen[str]:

@@ -16,14 +16,12 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from tests.faults import procedures
 from tests.faults.places import PLACES, Places
 from tests.faults.procedures import Go
@@ -50,7 +48,7 @@ class Deadly(Places):
 
 def alone(go: Go, folder: Path, caches: Path, counts: Any) -> None:
     """The run that is left alone; how often it passed each place goes into ``counts``."""
-    torch.set_num_threads(1)
+    procedures.quick()
     places = Places(lambda place, turn: None)
     places.patch()
     go(folder, caches)
@@ -59,13 +57,16 @@ def alone(go: Go, folder: Path, caches: Path, counts: Any) -> None:
 
 def attempt(go: Go, folder: Path, caches: Path, place: str, turn: int) -> None:
     """Begin the run, or go on with it; die at ``place``."""
-    torch.set_num_threads(1)
+    procedures.quick()
     Deadly(place, turn).patch()
     go(folder, caches)
 
 
 def untouched(go: Go, folder: Path, caches: Path) -> tuple[float, dict[str, int]]:
     """Seconds that the run takes when it is left alone, and how often it passes each place."""
+    go(folder, caches)  # here, so that what it imports is there in each attempt
+    shutil.rmtree(folder)
+    shutil.rmtree(caches, ignore_errors=True)
     began, counts = time.monotonic(), FORK.Array("i", len(PLACES))
     process = FORK.Process(target=alone, args=(go, folder, caches, counts))
     process.start()
@@ -106,14 +107,14 @@ def trial(
     root: Path, name: str, go: Go, chance: random.Random, clock: int, most: int
 ) -> list[dict[str, Any]]:
     """Kills of one procedure: at each place that it passes, and ``clock`` times by the clock."""
-    whole, own = root / f"{name} whole", root / f"{name} whole caches"
+    whole, own = root / f"{name} whole" / "run", root / f"{name} whole" / "caches"
     seconds, passes = untouched(go, whole, own)
     wanted = [(place, chance.randint(1, count), 0.0) for place, count in passes.items() if count]
     wanted += [(CLOCK, 0, chance.uniform(0.02, 0.9) * seconds) for _ in range(clock)]
     chance.shuffle(wanted)
     found = []
     for number, end in enumerate(wanted[:most]):
-        folder, caches = root / f"{name} {number}", root / f"{name} {number} caches"
+        folder, caches = root / f"{name} {number}" / "run", root / f"{name} {number}" / "caches"
         again = (CLOCK, 0, chance.uniform(0.02, 0.9) * seconds)
         came = killed(go, folder, caches, [end, again] if number % 3 == 0 else [end])
         left = procedures.left_behind(folder, whole) + sorted(
@@ -121,8 +122,7 @@ def trial(
         )
         unlike = procedures.where_unlike(folder, whole)
         found.append({"run": name, "killed": came, "unlike": unlike, "left": left})
-        shutil.rmtree(folder)
-        shutil.rmtree(caches, ignore_errors=True)
+        shutil.rmtree(folder.parent)
     return found
 
 
@@ -144,37 +144,41 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def carry_out(
-    out: Path, *, seed: int = 0, clock: int = 6, only: list[str] | None = None, most: int = 999
+    out: Path, *, seed: int = 0, clock: int = 2, only: list[str] | None = None, most: int = 999
 ) -> dict[str, Any]:
-    """Kill runs of all procedures, or of ``only`` some; write ``kills.json``.
+    """Kill runs of all procedures, or of ``only`` some; write ``kills.json``, anew behind each of them.
 
     Args:
         clock: kills by the clock of each procedure, besides those at its places.
         most: runs of each procedure that are killed.
     """
-    torch.set_num_threads(1)
+    procedures.quick()
     chance, began = random.Random(seed), time.monotonic()
     runs: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as place:
-        for name, go in procedures.procedures(Path(place)).items():
+    found: dict[str, Any] = {}
+    with procedures.workplace() as place:
+        for name, go in procedures.procedures(place).items():
             if only is None or name in only:
-                runs += trial(Path(place), name, go, chance, clock, most)
-                print(table(runs)[-1], flush=True)
+                runs += trial(place, name, go, chance, clock, most)
+                found = summary(runs) | {"seed": seed, "seconds": round(time.monotonic() - began)}
+                procedures.write(out, "kills", found)
+                print(found["table"][-1], flush=True)
+    return found
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written."""
     kills = Counter(place for run in runs for place in run["killed"])
-    found = {
+    return {
         "what": "Runs killed by SIGKILL at named places and at random times, resumed, and compared with the "
         "run that was left alone: the student's files, figures and log. After each kill the newest "
         "checkpoint was good, and no older than before.",
         "holds": all(run["unlike"] is None and not run["left"] for run in runs),
         "command": "python -m tests.faults.kills --out FOLDER",
-        "seed": seed,
-        "seconds": round(time.monotonic() - began),
         "table": table(runs),
         "kills by place": {place: kills[place] for place in (*PLACES, CLOCK)},
         "not equal": [run for run in runs if run["unlike"] is not None or run["left"]],
     }
-    procedures.write(out, "kills", found)
-    return found
 
 
 def main(carry: Callable[..., dict[str, Any]] = carry_out) -> None:
@@ -182,7 +186,7 @@ def main(carry: Callable[..., dict[str, Any]] = carry_out) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", help="a procedure; all by default")
-    parser.add_argument("--clock", type=int, default=6, help="kills by the clock, of each procedure")
+    parser.add_argument("--clock", type=int, default=2, help="kills by the clock, of each procedure")
     given = parser.parse_args()
     found = carry(given.out, seed=given.seed, clock=given.clock, only=given.only)
     if not found["holds"]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,28 @@ import limbeck
 from limbeck import api, config, registry
 from limbeck.engine.settings import Engine
 from limbeck.engine.state import read_state
+from limbeck.metrics import cost
 
 Go = Callable[[Path, Path], Any]
 """Begin a run in a folder, or go on with it; what runs share lies in the second folder."""
 
 OFTEN = ("engine.checkpoint_seconds=0", "engine.reuse_teachers=true")
 MORE = {
-    "continual": (*small.REPLAYED, "scenario.epochs=3"),
+    "continual": (*small.REPLAYED, "scenario.epochs=3", "scenario.batch_size=64"),
     "static": ("scenario.epochs=3",),
     "language": ("scenario.epochs=3",),
 }
 """Overrides that let a scenario fill a cache, which it does not in a single epoch."""
 
 
-def of_recipe(recipe: Callable[[Path], config.Recipe]) -> Go:
+def of_recipe(made: Callable[[Path], config.Recipe]) -> Go:
     """A run of the recipe that is made for a folder of caches."""
 
     def go(folder: Path, caches: Path) -> None:
         if (folder / "recipe.yaml").exists():
             api.resume(folder, quiet=True)
         else:
-            api.run(recipe(caches), out=folder, quiet=True)
+            api.run(made(caches), out=folder, quiet=True)
 
     return go
 
@@ -50,26 +53,28 @@ def plain_modules(folder: Path, caches: Path, **more: Any) -> Any:
         torch.manual_seed(1)
         teacher = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
         student = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    given: dict[str, Any] = {"train": (inputs, labels), "teacher": teacher, "student": student} | more
+    engine = Engine(threads=1, checkpoint_seconds=0, cache_root=str(caches), log_every=2)
+    given = {"train": (inputs, labels), "teacher": teacher, "student": student, "engine": engine} | more
     return limbeck.distill(
         **given, test=(inputs, labels), epochs=4, batch_size=16, out=folder, quiet=True,
         resume=(folder / "metrics.jsonl").exists(),
-        engine=Engine(threads=1, checkpoint_seconds=0, cache_root=str(caches), log_every=2),
     )  # fmt: skip
+
+
+def recipe(place: Path, name: str, caches: Path, *sets: str) -> config.Recipe:
+    """The recipe of a scenario; its networks are written into ``place``."""
+    shared = f"engine.cache_root={caches}"
+    return test_scenarios.recipe(place, name, *OFTEN, shared, *MORE.get(name, ()), *sets)
 
 
 def procedures(place: Path) -> dict[str, Go]:
     """All of them by name; their networks are written into ``place``."""
 
     def built(name: str, *sets: str) -> Go:
-        return of_recipe(
-            lambda caches: test_scenarios.recipe(
-                place, name, *OFTEN, f"engine.cache_root={caches}", *MORE.get(name, ()), *sets
-            )
-        )
+        return of_recipe(lambda caches: recipe(place, name, caches, *sets))
 
     every: dict[str, Go] = {name: built(name) for name in registry.names("scenarios")}
-    joint = ("scenario.schedule=joint", "student.kd_prompts=null", "scenario.epochs=2")
+    joint = ("scenario.schedule=joint", "student.kd_prompts=null")
     return every | {"continual, joint": built("continual", *joint), "distill": plain_modules}
 
 
@@ -113,6 +118,20 @@ def progress(folder: Path) -> tuple[int, int, int]:
         return (0, 0, 0)
     state = read_state(stems[-1])
     return (len(state["done"]), state["epoch"], state["batch"])
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A folder in memory where there is one: a kill loses nothing that a disk has not yet been told."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+def quick() -> None:
+    """Leave out the timing of forward passes, which is no part of any fault."""
+    torch.set_num_threads(1)
+    cost.latency = lambda _: 0.0
 
 
 def write(folder: Path, name: str, found: dict[str, Any]) -> None:

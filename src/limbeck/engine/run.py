@@ -67,12 +67,9 @@ def claim(folder: Path) -> IO[bytes]:
     Raises:
         ConfigError: another process is at work in the folder, or nothing can be written there.
     """
-    path = folder / "metrics.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise OSError("metrics.jsonl there is no plain file, remove it")
-        log = path.open("a+b")
+        log = (folder / "metrics.jsonl").open("a+b")
     except OSError as error:
         raise ConfigError(
             f"cannot write into {folder}: {reason(error)}; name another folder with --out"
@@ -110,6 +107,7 @@ class Run:
         modules: everything that learns or changes: what a checkpoint holds. May be set later, before
             the first stage.
         resume: go on where the folder's last good checkpoint stands.
+        changed: though what it began with was changed.
 
     Raises:
         ConfigError: another process is at work in the folder.
@@ -121,9 +119,10 @@ class Run:
     probing: ClassVar[bool] = False
 
     def __init__(
-        self, folder: Path, settings: Engine, seed: int, *, resume: bool = False, quiet: bool = False
-    ) -> None:
-        self.folder, self.settings, self.seed = folder, settings, seed
+        self, folder: Path, settings: Engine, seed: int, *, resume: bool = False, changed: bool = False,
+        quiet: bool = False,
+    ) -> None:  # fmt: skip
+        self.folder, self.settings, self.seed, self.changed = folder, settings, seed, changed
         self.ranks = ranks.here()
         self.device = self.ranks.device(settings.torch_device())
         if settings.compile and self.ranks.size > 1:
@@ -175,24 +174,25 @@ class Run:
             self._write_facts()
         return self._facts[name]
 
-    def agree(self, name: str, value: Mapping[str, Any], fix: str, *, changed: bool = False) -> None:
+    def agree(self, name: str, value: Mapping[str, Any]) -> None:
         """Keep what the run begins with, plain data; a resumed run must find the same again.
 
         Args:
             name: what it is, for the message.
-            fix: what to do where it is another.
-            changed: take the other from now on, with a warning.
 
         Raises:
-            CheckpointError: it is another.
+            CheckpointError: it is another, and the run was not told to take that from now on.
         """
         plain = json.loads(json.dumps(value))
         began = self._facts.setdefault(name, plain)
         if began == plain:
             return
         text = f"{name} is not what the run began with ({difference(began, plain)})"
-        if not changed:
-            raise CheckpointError(f"{text}: {fix}")
+        if not self.changed:
+            raise CheckpointError(
+                f"{text}: put it back, or go on with what is there now: limbeck resume {self.folder} "
+                "--changed, in Python changed=True"
+            )
         self._facts[name] = plain
         self._write_facts()
         self._noted(text)

@@ -122,9 +122,7 @@ class Pair:
         if self.teacher is not None and not self.learns:
             still["teacher"] = self.teacher
         sums = {name: value_hash(checksum(part)) for name, part in still.items()}
-        self.run.agree(
-            "what the run reads", {**data, **sums}, "put that back as it was, or start the run anew"
-        )
+        self.run.agree("what the run reads", {**data, **sums})
 
     @property
     def listens(self) -> bool:
