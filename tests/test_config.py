@@ -311,8 +311,13 @@ def test_numbers_are_finite_and_seeds_have_63_bits() -> None:
     for item, said in (
         ("scenario.optim.lr=.inf", "finite"), ("objective.kd.temperature=.nan", "finite"),
         (f"seed={2**63}", "more than 64 bits"), ("data.data=3", "must be a map of field names"),
+        ("data.data=null", "must be a map of field names"), ("data.seed=-1", "seed is -1: allowed"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             config.load("kd-cnn", [item])
     with pytest.raises(ConfigError, match=r"from 0 to 2\*\*63 - 1"):
         config.load("kd-cnn", seed=2**63)
+
+
+def test_many_keys_take_little_time() -> None:
+    assert len(plain.parse("\n".join(f"k{place}: 1" for place in range(20_000)), "x")) == 20_000

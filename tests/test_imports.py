@@ -11,7 +11,7 @@ import pytest
 import limbeck
 
 ROOT = Path(limbeck.__file__).parent
-GROUND = {"errors", "contracts", "registry", "plain", "config"}
+GROUND = {"errors", "contracts", "registry", "plain", "config", "terminal"}
 FLOORS = {
     **dict.fromkeys(("losses", "metrics", "nets"), 0),
     **dict.fromkeys(("data", "engine"), 1),
@@ -55,6 +55,60 @@ def test_imports_run_downward(module: Path) -> None:
         assert other in GROUND or floor(other) <= floor(own), f"{own} must not import {other}"
 
 
+REFUSED = {
+    "torch.load", "torch.save", "torch.jit.load", "torch.package.PackageImporter", "torch.hub.load", "eval",
+    "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.load_all", "yaml.full_load",
+    "yaml.unsafe_load", "np.loadtxt", "np.fromregex",
+}  # fmt: skip
+"""Calls that run what a file says, or may."""
+IMPORTERS = {"config.py", "registry.py", "__init__.py", "nets/torchvision_ops.py", "nets/modules.py"}
+"""Who imports by name: the house's own modules, torchvision, and code that the user trusts."""
+TRUSTED = ast.dump(ast.Constant(False))
+
+
+def wrong_calls(tree: ast.AST, name: str) -> list[str]:
+    """The calls in a module that could run code of a file."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {a.name.split(".")[0] for a in node.names} | {getattr(node, "module", None) or ""}
+            found += sorted(names & {"subprocess", "runpy", "code", "marshal"})
+        if isinstance(node, ast.ClassDef):
+            found += [b for b in map(ast.unparse, node.bases) if b in ("yaml.Loader", "yaml.UnsafeLoader")]
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {keyword.arg: ast.dump(keyword.value) for keyword in node.keywords}
+        if called in REFUSED:
+            found.append(called)
+        if called.endswith("import_module") and name not in IMPORTERS:
+            found.append(called)
+        if called.endswith(".from_pretrained") and given.get("trust_remote_code") != TRUSTED:
+            found.append(f"{called} without trust_remote_code=False")
+        if called.endswith("np.load") and given.get("allow_pickle") != TRUSTED:
+            found.append(f"{called} without allow_pickle=False")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+def test_no_file_runs_code(module: Path) -> None:
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    assert wrong_calls(tree, module.relative_to(ROOT).as_posix()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch.load(x)", "eval(x)", "yaml.load(x)", "import subprocess", "np.load(x)",
+        "importlib.import_module(x)", "np.load(x, allow_pickle=True)", "T.from_pretrained(x)",
+        "T.from_pretrained(x, trust_remote_code=True)",
+        "class Own(yaml.Loader): pass",
+    ],
+)  # fmt: skip
+def test_such_a_call_is_seen(text: str) -> None:
+    assert len(wrong_calls(ast.parse(text), "data/own.py")) == 1
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
 def test_nothing_is_pickled(module: Path) -> None:
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
@@ -63,7 +117,7 @@ def test_nothing_is_pickled(module: Path) -> None:
             assert not names & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in ("torch.load", "torch.save", "eval", "exec"), f"line {node.lineno}: {called}"
+            assert called not in REFUSED, f"line {node.lineno}: {called}"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if part(m) == "losses"], ids=lambda m: m.stem)

@@ -11,6 +11,7 @@ from tests.engine import small, small_texts
 
 from limbeck import api, config, plain, planning
 from limbeck.engine import capture, probe
+from limbeck.engine.ranks import Ranks
 from limbeck.errors import ConfigError, Interrupted
 from limbeck.metrics import cost
 
@@ -111,6 +112,12 @@ def test_what_a_run_would_refuse_a_plan_refuses(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(plain.write(recipe))
     with pytest.raises(ConfigError, match="batch_size is 5000"):
         planning.plan(tmp_path / "recipe.yaml", out=tmp_path / "run")
+
+
+def test_several_ranks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "here", lambda: Ranks(1, 2))
+    with pytest.raises(ConfigError, match="on 2 ranks: start it on one"):
+        planning.plan(small.given(tmp_path), out=tmp_path / "run")
 
 
 def test_a_plan_that_is_stopped_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

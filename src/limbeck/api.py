@@ -133,10 +133,11 @@ def resume(folder: str | Path, *, changed: bool = False, quiet: bool = False) ->
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The figures of a finished run; None where there are none, or they are damaged."""
     try:
-        figures: dict[str, Any] = read_json(folder / "result.json")
-    except (FileNotFoundError, ValueError, CheckpointError):
+        figures = read_json(folder / "result.json")
+    except (OSError, ValueError, CheckpointError):
         return None
-    return figures
+    whole = isinstance(figures, dict) and isinstance(figures.get("student"), dict)
+    return figures if whole else None
 
 
 def _carry_out(recipe: Recipe, folder: Path, *, resume: bool, quiet: bool, changed: bool = False) -> Result:

@@ -354,6 +354,6 @@ def _print(data: object, text: RenderableType, as_json: bool) -> None:
 
         print(json.dumps(data, indent=2, default=str))
     else:
-        from rich.console import Console
+        from limbeck.terminal import Terminal
 
-        Console(highlight=False, soft_wrap=False).print(text, markup=False)
+        Terminal(highlight=False, soft_wrap=False).print(text, markup=False)

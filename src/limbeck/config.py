@@ -62,6 +62,7 @@ class Recipe:
     predicted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        plain.check_file_name(self.name, "name")
         if self.seed not in range(2**63):
             raise ConfigError(f"seed is {self.seed}: allowed are whole numbers from 0 to 2**63 - 1")
 
@@ -170,7 +171,9 @@ def _field(value: Any, hint: Any, where: str, key: str) -> Any:
         if get_origin(member) is tuple and isinstance(value, list) and _nests(get_args(member)[0], key):
             return tuple(_field(v, get_args(member)[0], f"{where}.{i}", key) for i, v in enumerate(value))
         kind = _kind(member, key)
-        if kind is not None and (isinstance(value, str | Mapping) or (member is Any and value is not None)):
+        if kind is not None and (
+            isinstance(value, str | Mapping) or (member is Any and (value is not None or hint is Any))
+        ):
             return _choose(value, kind, where)
         if _is_plain_dataclass(member) and isinstance(value, Mapping):
             return make(member, value, where)

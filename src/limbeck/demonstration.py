@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from limbeck import api, config
+from limbeck import api, config, plain
 from limbeck.config import Recipe
 from limbeck.engine.state import read_json, write_json
 from limbeck.errors import ConfigError, LimbeckError
@@ -79,6 +79,7 @@ def demonstrate(
     if not names:
         raise ConfigError("there is nothing to demonstrate: name at least one recipe")
     suffix = f"-{label}" if label else ""
+    plain.check_file_name(f"x{suffix}", "label")
     asked = {name: config.load(name, sets) for name in names}
     against = {name: [config.load(b, sets) for b in _baselines(name, r)] for name, r in asked.items()}
     every = {r.name: r for r in [*(b for each in against.values() for b in each), *asked.values()]}

@@ -18,7 +18,7 @@ from limbeck.api import RUNS, Result, finish
 from limbeck.contracts import Net, Objective, Spec
 from limbeck.data.samples import Loader, Samples
 from limbeck.engine.optim import Optim
-from limbeck.engine.ranks import together
+from limbeck.engine.ranks import here, together
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import derive
 from limbeck.engine.settings import Engine
@@ -77,7 +77,7 @@ def distill(
         LimbeckError: parts that do not fit, a folder in use, or a training that went wrong.
     """
     folder = Path(out)
-    if (folder / "metrics.jsonl").exists() and not resume:
+    if here().told((folder / "metrics.jsonl").exists()) and not resume:  # the first rank soon writes one
         raise ConfigError(f"{folder} holds a run: pass resume=True to go on with it, or another out")
     settings = engine or Engine()
     recipe = SimpleNamespace(

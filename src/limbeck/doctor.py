@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,18 @@ from rich.table import Table
 
 from limbeck import registry
 from limbeck.errors import LimbeckError
-
-GIB = 2**30
+from limbeck.faults import GIB, faults, this_machine, version
 
 
 def examine() -> dict[str, Any]:
-    """Versions, machine, extras, data roots and free disk, as plain values."""
+    """Versions, machine, extras, faults, data roots and free disk, as plain values."""
     return {
         "limbeck": metadata.version("limbeck"),
         "python": platform.python_version(),
         "packages": _packages(),
         "machine": _machine(),
         "extras": _extras(),
+        "faults": [asdict(fault) for fault in faults(this_machine())],
         "data": _data(),
         "recipes": len(registry.names("recipes")),
     }
@@ -46,12 +47,15 @@ def text(found: dict[str, Any]) -> RenderableType:
     for name, missing in found["extras"].items():
         state = "installed" if not missing else f"missing {', '.join(missing)}: pip install 'limbeck[{name}]'"
         extras.add_row(name, state)
-    return Group(table, "", extras)
+    wrong = Table("found", "fix", title="faults", title_justify="left", box=None, pad_edge=False)
+    for fault in found["faults"]:
+        wrong.add_row(fault["what"], fault["fix"])
+    return Group(table, "", extras, "", wrong if found["faults"] else "no faults found")
 
 
 def _packages() -> dict[str, str | None]:
     """Version of each package that limbeck needs; None where it is missing."""
-    return {name: _version(name) for name, extra in _requirements() if extra is None}
+    return {name: version(name) for name, extra in _requirements() if extra is None}
 
 
 def _extras() -> dict[str, list[str]]:
@@ -59,7 +63,7 @@ def _extras() -> dict[str, list[str]]:
     extras: dict[str, list[str]] = {}
     for name, extra in _requirements():
         if extra is not None:
-            extras.setdefault(extra, []).extend([name] if _version(name) is None else [])
+            extras.setdefault(extra, []).extend([name] if version(name) is None else [])
     return extras
 
 
@@ -70,13 +74,6 @@ def _requirements() -> list[tuple[str, str | None]]:
     extra = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
     pairs = ((name.match(line), extra.search(line)) for line in lines)
     return [(n.group(), e.group(1) if e else None) for n, e in pairs if n]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _machine() -> dict[str, Any]:

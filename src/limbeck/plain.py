@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ DEEPEST = 50
 WHOLE = range(-(2**63), 2**63)
 LONGEST = 20
 """Characters of the longest of them."""
+
+
+LONGEST_NAME = 150
 
 
 class Loader(yaml.SafeLoader):
@@ -83,12 +87,11 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The map of ``node``, each key once."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if repeated is not None:
-            raise _wrong(f"repeated key {repeated!r}", node)
         odd = [key for key in keys if not isinstance(key, str)]
         if odd:
             raise _wrong(f"key {odd[0]!r} is no word: put it in quotes", node)
+        if len(set(keys)) < len(keys):
+            raise _wrong(f"repeated key {Counter(keys).most_common(1)[0][0]!r}", node)
         return super().construct_mapping(node, deep)
 
 
@@ -162,6 +165,21 @@ def mapping(value: Any, where: str) -> Plain:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"{where} is {value!r} but must be a map of field names to values")
     return dict(value)
+
+
+def check_file_name(value: str, what: str) -> None:
+    """Raise unless ``value`` may be part of a file's name: it leads nowhere else.
+
+    Raises:
+        ConfigError: it is empty or longer than 150 bytes, begins with a dot or a hyphen, or has a slash or
+            a control character in it.
+    """
+    odd = not value.isprintable() or any(letter in "/\\:" for letter in value)
+    if odd or not 0 < len(value.encode()) <= LONGEST_NAME or value[0] in ".-":
+        raise ConfigError(
+            f"{what} is {value!r}, which cannot be part of a file's name: use letters, digits, hyphens and "
+            f"dots, at most {LONGEST_NAME}, first a letter or a digit"
+        )
 
 
 def read(source: str | Path) -> Plain:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from limbeck import api, config
+from limbeck import api, config, plain
 from limbeck.config import Recipe
 from limbeck.contracts import Progress
 from limbeck.demonstration import run_one, spread
@@ -106,8 +106,9 @@ def arena(
         LimbeckError: a recipe that will not do, an unknown method, or fewer than two methods that fit.
     """
     recipe = _checked(config.load(base, sets), seeds, jobs)
-    fit, left_out, steps = dry_runs(entrants(methods, recipe), recipe)
     name = f"{recipe.name}-{label}" if label else recipe.name
+    plain.check_file_name(name, "name and label")
+    fit, left_out, steps = dry_runs(entrants(methods, recipe), recipe)
     work = [
         (one.recipe(recipe, seed), Path(runs) / name / f"{one.name}-{_settings(one, recipe)}-s{seed}")
         for one in fit

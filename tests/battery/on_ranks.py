@@ -21,18 +21,21 @@ from tests.battery import networks, test_objectives
 from tests.selectors.courses import Small
 from tests.selectors.small_texts import Texts
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from limbeck import registry
 from limbeck.contracts import Batch, Needs, Net, Objective, Outputs, Progress, Selection, Unembedding
 from limbeck.engine.distillation import Distillation, combine
 from limbeck.engine.ranks import Ranks, here
+from limbeck.engine.shards import share_out, whole
 from limbeck.objectives.divergence import TokenDivergence
 from limbeck.objectives.labels import Labels
 
 STEPS = 2
 PARTS = (torch.tensor([0, 1, 2, 3, 4]), torch.tensor([5, 2, 0]))  # uneven for two
 LAST = torch.tensor([3])  # leaves one of two without a row
+SHARED_OUT = ("causal_lm", "cifar_resnet", "llama", "mlp", "timm")  # whose blocks ranks can share out
 SINGLE = {"talking", "elastic", "influence"}  # compute parts in float32, whatever they are given
 
 
@@ -51,9 +54,17 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((wide - wider).abs().max() / wide.abs().max().clamp(min=1e-6))
 
 
-def compared(make: Callable[[], nn.Module], batches: Sequence[Batch], ranks: Ranks) -> float:
-    """Steps of two equal modules, of which one shares its batches: their terms, gradients and buffers."""
+def compared(
+    make: Callable[[], nn.Module], batches: Sequence[Batch], ranks: Ranks, *, shards: bool = False
+) -> float:
+    """Steps of two equal modules, of which one shares its batches, and where asked for its student's blocks:
+    their terms, gradients and state."""
     alone, together = make(), make()
+    if shards:
+        student: Any = together.get_submodule("student")
+        student.partial = False  # these learn as a whole
+        share_out(student, "student", ranks, torch.device("cpu"))
+        assert any(isinstance(p, DTensor) for p in together.parameters())
     call, found = ranks.wrapped(together), []
     for step, batch in enumerate(batches):
         for module in (alone, together):
@@ -64,11 +75,14 @@ def compared(make: Callable[[], nn.Module], batches: Sequence[Batch], ranks: Ran
             torch.stack(list(given.values())).sum().backward()
         found += [difference(terms[name], shared[name]) for name in terms]
         pairs = zip(alone.parameters(), together.parameters(), strict=True)
-        found += [difference(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None]
+        grads = [(a.grad, whole(b.grad)) for a, b in pairs]
+        found += [difference(a, b) for a, b in grads if a is not None and b is not None]
         buffers = zip(alone.buffers(), together.buffers(), strict=True)
         found += [difference(a, b) for a, b in buffers]
         assert [p.grad is None for p in alone.parameters()] == [p.grad is None for p in together.parameters()]
-    return max(found)
+    state = together.state_dict()
+    assert not any(isinstance(value, DTensor) for value in state.values())
+    return max(found + [difference(value, state[name]) for name, value in alone.state_dict().items()])
 
 
 class Table(Net):
@@ -214,7 +228,11 @@ def main(folder: Path) -> None:
         "objectives": objectives(folder), "students": nets("students", folder),
         "teachers": nets("teachers", folder), "selectors": selectors(folder),
     }  # fmt: skip
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {"shards": {}}
+    for name, make, batches in nets("students", folder):
+        if name in SHARED_OUT:
+            with said(found["shards"], name):
+                found["shards"][name] = compared(make, batches, ranks, shards=True)
     for wing, choices in wings.items():
         found[wing] = {}
         for name, make, batches in choices:

@@ -23,6 +23,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return read
 
 
+def test_blocks_that_are_shared_out_learn_alike(found: dict[str, dict[str, Any]]) -> None:
+    assert found["shards"]
+    for name, value in found["shards"].items():
+        assert isinstance(value, float), (name, value)
+        assert value < TOLERANCE, name
+
+
 @pytest.mark.parametrize(("wing", "name"), [(wing, name) for wing in WINGS for name in registry.names(wing)])
 def test_two_ranks_are_one(found: dict[str, dict[str, Any]], wing: str, name: str) -> None:
     if wing in ("students", "teachers") and name not in found[wing]:

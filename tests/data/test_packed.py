@@ -123,3 +123,21 @@ def test_lines_nested_without_end(tmp_path: Path) -> None:
 def test_a_message_is_one_line_that_a_terminal_can_show() -> None:
     said = str(LimbeckError("a\nb\u2028c \x1b[31md \u202ee é 😀"))
     assert said == "a b c \\x1b[31md \\u202ee é 😀"
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [("y_train", np.array(3)), ("names", np.array([])), ("x_test", np.zeros(10, "datetime64[s]"))],
+)
+def test_arrays_of_another_kind(tmp_path: Path, key: str, values: np.ndarray) -> None:
+    images, labels = np.zeros((10, 32, 32, 3), np.uint8), np.arange(10)
+    given = {
+        "x_train": images,
+        "y_train": labels,
+        "x_test": images,
+        "y_test": labels,
+        "names": labels.astype("U2"),
+    }
+    np.savez(tmp_path / "cifar10.npz", **{**given, key: values})
+    with pytest.raises(DataError):
+        CIFAR10(root=str(tmp_path)).load()

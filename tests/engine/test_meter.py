@@ -26,8 +26,10 @@ def made(*, terminal: bool) -> tuple[Meter, io.StringIO]:
 def play(meter: Meter) -> None:
     meter.start()
     meter.plan = {"task0/teacher": 10, "task0/student": 10, "task1/teacher": 20}
+    meter.step("task0/teacher", at(3), 2.0)
     meter.show(1.5, {"labels": 1.0, "kd": 0.5}, 0.25)
     meter.step("task0/teacher", at(4), 2.0)
+    meter.step("task0/student", at(8), 1.0)
     meter.show(0.5, {"labels": 0.25, "kd": 0.25}, 0.5)
     meter.step("task0/student", at(9), 1.0)
     meter.finish()
@@ -37,9 +39,10 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "PLAIN_SECONDS", -1)
     meter, written = made(terminal=False)
     play(meter)
-    first, second = written.getvalue().splitlines()
+    _, first, new, second = written.getvalue().splitlines()
     terms = "loss 1.500  labels 1.000  kd 0.500  teacher 25%"
     assert first == f"task0/teacher  step 5/10  0:01:10 left  {terms}"  # 5 + 10 + 20 steps of 2 s
+    assert "loss" not in new  # what the teacher's stage showed last is not the student's
     assert second.startswith("task0/student  step 10/10  0:00:40 left  loss 0.500")  # 20 teacher's steps
     assert "\x1b" not in written.getvalue()
 

@@ -46,6 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
     return found
 
 
@@ -67,3 +68,7 @@ def test_the_folder_is_as_of_one(place: Path) -> None:
         assert (folder / "report.html").exists()
         assert not (folder / "cache").exists()
         assert torch.stack([w.double().sum() for w in small.weights(folder).values()]).isfinite().all()
+
+
+def test_a_rank_that_comes_late_finds_its_own_run(place: Path) -> None:
+    assert (place / "two" / "distilled" / "report.html").exists()

@@ -139,8 +139,10 @@ def _from_npz(kind: Kind, path: Path) -> Splits:
         check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             found = [arrays[key] for key in keys]
-        if not all(isinstance(each, np.ndarray) for each in found):
-            raise DataError(f"{path} holds more than arrays: get it again")
+        if not all(isinstance(each, np.ndarray) and each.ndim and len(each) for each in found):
+            raise DataError(
+                f"{path} holds other things than arrays of images, labels and names: get it again"
+            )
         x_train, y_train, x_test, y_test, names = found
     except DataError:
         raise

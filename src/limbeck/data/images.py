@@ -177,6 +177,8 @@ def from_arrays(
     """
     if np.issubdtype(images.dtype, np.floating):
         images = _quantise(name, images)
+    if images.dtype != np.uint8:
+        raise DataError(f"{name}: images are {images.dtype} but must be uint8, or float in 0..1")
     if images.ndim == 3:
         images = images[..., None]
     if not np.issubdtype(labels.dtype, np.integer):

@@ -52,6 +52,8 @@ class Part(Dataset):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: allowed are values of at least 1, or null for all")
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: allowed are whole numbers from 0, or null for the run's")
         if not 1 <= self.imbalance < math.inf:
             raise ConfigError(f"imbalance is {self.imbalance}: allowed are values of at least 1")
         for name in ("trusted", "noise"):

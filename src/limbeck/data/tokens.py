@@ -158,11 +158,21 @@ def encode(document: Document, tokenizer: Any, *, template: bool = False) -> tup
     if template and not getattr(tokenizer, "chat_template", None):
         raise ConfigError("data.template is true but the tokenizer has no chat template: set it to false")
     if template and document.prompt:
-        turns = [{"role": "user", "content": document.prompt}]
-        return _ids(
-            tokenizer, tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        ), told
+        return _ids(tokenizer, _templated(tokenizer, document.prompt)), told
     return [*begins(tokenizer), *_ids(tokenizer, document.prompt)], told
+
+
+def _templated(tokenizer: Any, prompt: str) -> str:
+    """What a prompt is within the tokenizer's chat template."""
+    turns = [{"role": "user", "content": prompt}]
+    try:
+        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # the template is a program of the tokenizer's author
+        raise ConfigError(
+            f"the tokenizer's chat template fails ({' '.join(str(error).split())[:200]}): set data.template "
+            "to false, or name another tokenizer"
+        ) from error
+    return text
 
 
 def begins(tokenizer: Any) -> list[int]:

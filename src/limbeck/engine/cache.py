@@ -177,6 +177,8 @@ class Cache:
             self.rows[name] = torch.from_numpy(values.copy() if values.nbytes < IN_MEMORY_BYTES else values)
 
     def _path(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise CacheError(f"cache {self.folder} names a file {name!r} elsewhere: delete that folder")
         return self.folder / f"{name}.bin"
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from limbeck.contracts import Progress
+from limbeck.terminal import Terminal
 
 PLAIN_SECONDS = 10.0
 
@@ -20,9 +20,9 @@ class Meter:
     """
 
     def __init__(self, *, quiet: bool = False, mute: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet or mute)
+        self.console = Terminal(stderr=True, quiet=quiet or mute)
         # warnings are shown in any case, but by one process alone
-        self.notes = Console(stderr=True) if quiet and not mute else self.console
+        self.notes = Terminal(stderr=True) if quiet and not mute else self.console
         self.plan: dict[str, int] = {}
         self.pace: dict[str, float] = {}
         self.text = ""
@@ -50,19 +50,20 @@ class Meter:
         self._print(self.notes, text)
 
     @staticmethod
-    def _print(console: Console, text: str) -> None:
+    def _print(console: Terminal, text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, stage: str, at: Progress, seconds: float) -> None:
         """A step of ``stage`` took ``seconds``."""
         kind = stage.rpartition("/")[2]
         self.pace[kind] = 0.95 * self.pace.get(kind, seconds) + 0.05 * seconds
-        if self.bar is not None:
-            if stage != self.stage:
+        if stage != self.stage:
+            self.stage, self.text = stage, ""
+            if self.bar is not None:
                 if self.task is not None:
                     self.bar.remove_task(self.task)
                 self.task = self.bar.add_task(stage, total=at.steps, stage=stage, left="", text="")
-                self.stage = stage
+        if self.bar is not None:
             assert self.task is not None
             self.bar.update(self.task, completed=at.step + 1, left=self.left(stage, at), text=self.text)
         elif time.monotonic() - self.last_line > PLAIN_SECONDS:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -32,6 +33,9 @@ from torch.overrides import TorchFunctionMode
 
 from limbeck.contracts import Batch, Outputs
 from limbeck.errors import ConfigError, LimbeckError, RankError
+
+KNOWN = r"`(broadcast_buffers|torch\.distributed\.\w+)` is deprecated|Grad strides do not match"
+"""What torch warns of and a user cannot mend: new names, and filters of one channel that are copied."""
 
 BY_SAMPLE = ("inputs", "index", "view", "query", "labelled", "segments")
 BY_ROW = ("labels", "weight")  # with the marks; of images these are samples too
@@ -193,7 +197,9 @@ def together() -> Iterator[None]:
     """
     ranks = here()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", KNOWN)
+            yield
         ranks.wait()
     except LimbeckError as error:
         if not ranks.speaks():

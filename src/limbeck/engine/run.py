@@ -67,9 +67,12 @@ def claim(folder: Path) -> IO[bytes]:
     Raises:
         ConfigError: another process is at work in the folder, or nothing can be written there.
     """
+    path = folder / "metrics.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        log = (folder / "metrics.jsonl").open("a+b")
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise OSError("metrics.jsonl there is no plain file, remove it")
+        log = path.open("a+b")
     except OSError as error:
         raise ConfigError(
             f"cannot write into {folder}: {reason(error)}; name another folder with --out"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from limbeck.contracts import Spec
 from limbeck.errors import CheckpointError, ConfigError, DataError, ShapeError, unknown
+from limbeck.nets.forms import check_form
 from limbeck.plain import from_json
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -54,12 +55,18 @@ class Source:
         model_args: arguments for ``timm.create_model``.
         cfg: timm's description of the pretrained weights.
         weights: the safetensors file; None = to be downloaded by name.
+
+    Raises:
+        ConfigError: arguments that are not the network's, or a description that is none.
     """
 
     architecture: str
     model_args: Mapping[str, Any]
     cfg: Mapping[str, Any]
     weights: Path | None
+
+    def __post_init__(self) -> None:
+        check_form(self.cfg, self.model_args, self.architecture)
 
 
 def find(name: str, weights: str | Path | None = None) -> Source:
@@ -88,15 +95,19 @@ def _from_folder(folder: Path) -> Source:
     path = folder / "config.json"
     try:
         config = from_json(path.read_text(encoding="utf-8"))
-        architecture = config["architecture"]
+        architecture, args, about = (
+            config["architecture"], config.get("model_args", {}), config.get("pretrained_cfg", {})
+        )  # fmt: skip
     except FileNotFoundError:
         raise CheckpointError(f"no network at {folder}: it needs config.json and model.safetensors") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no timm config: {type(error).__name__} {error}") from None
-    if architecture not in _timm_names():
-        raise _unknown(architecture, str(path))
-    cfg = {**_known(config.get("pretrained_cfg", {})), "architecture": architecture}
-    return Source(architecture, config.get("model_args", {}), cfg, folder / "model.safetensors")
+    if str(architecture) not in _timm_names():
+        raise _unknown(str(architecture), str(path))
+    check_form(about, args, str(path))
+    return Source(
+        architecture, args, {**_known(about), "architecture": architecture}, folder / "model.safetensors"
+    )
 
 
 def _from_timm(name: str) -> Source:
@@ -271,10 +282,18 @@ def _fitted(name: str, source: Source, spec: Spec | None) -> dict[str, Any]:
 def _create(source: Source, args: Mapping[str, Any], generator: torch.Generator | None) -> nn.Module:
     size = args.get("img_size")
     args = _without_size(source, args)
-    with seeded(generator):
-        model: nn.Module = timm.create_model(
-            source.architecture, pretrained=False, pretrained_cfg=_known(source.cfg), **args
-        )
+    classes = args.pop("num_classes")
+    try:
+        with seeded(generator):
+            model: nn.Module = timm.create_model(
+                source.architecture, pretrained=False, pretrained_cfg=_known(source.cfg), num_classes=classes,
+                **args,
+            )  # fmt: skip
+    except Exception as error:  # each architecture has its own ways to refuse an argument
+        detail = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{source.architecture} cannot be made with model_args {args} ({detail}): give others"
+        ) from error
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if isinstance(size, int) and patch is not None and size % patch[0]:
         raise ShapeError(
@@ -346,7 +365,10 @@ def load_network(
 def _load(model: Any, state: dict[str, Tensor], name: str, *, new_head: bool) -> None:
     """Read ``state`` into ``model``: every tensor, but for a classifier that may be new."""
     if isinstance(model, VisionTransformer):
-        state = checkpoint_filter_fn(state, model)
+        try:
+            state = checkpoint_filter_fn(state, model)
+        except Exception as error:  # of tensors that are not as its author thought
+            raise CheckpointError(f"the weights do not fit {name}: {error}") from error
     own = model.state_dict()
     classifier = model.pretrained_cfg.get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)

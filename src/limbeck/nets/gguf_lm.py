@@ -45,6 +45,7 @@ def read_gguf_model(path: str | Path) -> PreTrainedModel:
         model: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
+            trust_remote_code=False,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
@@ -67,7 +68,9 @@ def read_gguf_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     with _reading(path) as file:
         from gguf import GGUFReader
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
         split = GGUFReader(file).get_field("tokenizer.ggml.pre")
     if split is not None and split.contents() == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = InTurn(
@@ -106,8 +109,8 @@ def _reading(path: str | Path) -> Iterator[Path]:
         raise DataError(
             f"reading {file.name} needs more ({str(error).splitlines()[0]}): pip install gguf accelerate"
         ) from error
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
+    except Exception as error:  # readers of damaged files raise a dozen kinds
+        reason = " ".join((str(error) or repr(error)).split())[:300]
         raise DataError(
             f"{str(path)!r} cannot be read ({reason}): give a whole GGUF file of a causal language model "
             "that transformers knows"

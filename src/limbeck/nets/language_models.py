@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, LimbeckError
 from limbeck.nets.torchvision_ops import declare_missing_ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,7 +49,9 @@ def load_model(model: str, *, dtype: str = "float32", weights: bool = True) -> n
     library = the_library()
     network: Any
     if not weights:
-        network = library.AutoModelForCausalLM.from_config(load_form(model), dtype=DTYPES[dtype])
+        form = load_form(model)
+        with _named(model):
+            network = library.AutoModelForCausalLM.from_config(form, dtype=DTYPES[dtype])
     elif model.endswith(".gguf"):
         from limbeck.nets.gguf_lm import read_gguf_model
 
@@ -58,8 +59,9 @@ def load_model(model: str, *, dtype: str = "float32", weights: bool = True) -> n
     else:
         with _named(model) as place:
             network, found = library.AutoModelForCausalLM.from_pretrained(
-                place, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
-            )
+                place, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True,
+                trust_remote_code=False,
+            )  # fmt: skip
             if found["missing_keys"]:  # which the library would leave at chance
                 raise ValueError(f"it lacks the weights {min(found['missing_keys'])}")
     return network.eval()  # type: ignore[no-any-return]
@@ -75,7 +77,9 @@ def load_form(model: str) -> Any:
     with _named(model) as place:
         path = Path(place)
         packed = {"gguf_file": path.name} if model.endswith(".gguf") else {}
-        form = library.AutoConfig.from_pretrained(path.parent if packed else place, **packed)
+        form = library.AutoConfig.from_pretrained(
+            path.parent if packed else place, trust_remote_code=False, **packed
+        )
         if type(form) not in library.AutoModelForCausalLM._model_mapping:
             raise ValueError(f"{form.model_type} is no causal language model")
     return form
@@ -93,7 +97,9 @@ def load_tokenizer(model: str) -> Any:
 
         return read_gguf_tokenizer(model)
     with _named(model, "the tokenizer of ") as place:
-        return library.AutoTokenizer.from_pretrained(place)
+        tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer("a")  # one that can be read may yet be unable to read
+    return tokenizer
 
 
 @contextmanager
@@ -102,8 +108,10 @@ def _named(model: str, part: str = "") -> Iterator[str]:
     folder = Path(os.path.expanduser(model))
     try:
         yield str(folder) if os.path.exists(folder) else model
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except LimbeckError:
+        raise
+    except Exception as error:  # of several libraries and many families
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         where, fix = "the Hugging Face hub", "go online once so that it is kept, or name a local folder"
         if os.path.exists(folder):
             where, fix = "the folder", "mend it, or name another"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -15,6 +16,9 @@ from limbeck.errors import CheckpointError, ConfigError, ShapeError, unknown
 from limbeck.nets.backbones import InputSpec, read_weights, seeded
 from limbeck.nets.taps import Tapped
 
+TRUST = "LIMBECK_TRUST"
+"""The environment's packages, parted by commas, whose code a recipe may run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GivenModule:
@@ -26,7 +30,8 @@ class GivenModule:
     images: InputSpec
 
     def input_spec(self) -> InputSpec:
-        """What images the network expects."""
+        """What images the network expects; raises ``ConfigError`` where its code is not trusted."""
+        check_trust(self.target)
         return self.images
 
     def tapped(self, spec: Spec, generator: torch.Generator) -> Tapped:
@@ -51,7 +56,7 @@ def make_module(
         generator: for its start.
 
     Raises:
-        ConfigError: the path leads to nothing that makes a network.
+        ConfigError: the path leads to nothing that makes a network, or to code that is not trusted.
         CheckpointError: weights that are damaged or do not fit.
         ShapeError: its output is not [batch, classes].
     """
@@ -77,10 +82,27 @@ def load_weights(network: nn.Module, weights: str, name: str) -> None:
         raise CheckpointError(f"weights {weights} do not fit {name}: {detail}") from None
 
 
+def check_trust(target: Any) -> None:
+    """Raise unless ``target`` is no path of code, or of a package that the environment trusts.
+
+    Raises:
+        ConfigError: ``LIMBECK_TRUST`` does not name the package.
+    """
+    if not isinstance(target, str):
+        return
+    package = target.partition(":")[0].partition(".")[0]
+    if package not in os.environ.get(TRUST, "").split(","):
+        raise ConfigError(
+            f"target is {target!r}, code of the package {package!r} that this recipe would run: if you trust "
+            f"it, set {TRUST}={package}"
+        )
+
+
 def _called(target: str, kwargs: Mapping[str, Any], generator: torch.Generator) -> nn.Module:
     path, colon, attribute = target.partition(":")
     if not colon or not path or not attribute:
         raise ConfigError(f"target is {target!r} but must be package.module:callable")
+    check_trust(target)
     try:
         module = import_module(path)
     except ImportError as error:

@@ -20,6 +20,12 @@ _SCHEMAS = (
 _declared: list[Any] = []  # a library's schemas live as long as the object
 
 
+def declared() -> bool:
+    """Whether schemas had to be declared: torchvision was built for another torch."""
+    declare_missing_ops()
+    return bool(_declared)
+
+
 def declare_missing_ops() -> bool:
     """Declare the schemas of ``nms`` and ``qnms`` if torchvision cannot be imported without them.
 

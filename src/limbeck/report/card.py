@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from limbeck import plain
 from limbeck.engine.state import write_text
 from limbeck.report import figures
 from limbeck.report.figures import Figure, lookup
-from limbeck.report.run import Run, finished, read_run
+from limbeck.report.markdown import block, code, inline
+from limbeck.report.run import Run, finished, read_run, understood
 
 CARD = "README.md"
 LONGEST = 20
@@ -34,7 +36,9 @@ def write_card(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     path = run.folder / "student" / CARD
-    write_text(path, card(run))
+    with understood(str(run.folder)):
+        text = card(run)
+    write_text(path, text)
     return path
 
 
@@ -45,7 +49,7 @@ def card(run: Run) -> str:
     onnx, int8 = (_read(run.folder / "student" / name) for name in ("onnx.json", "int8.json"))
     blocks = [
         "\n".join(_front(result, config)),
-        f"# {run.name}",
+        f"# {inline(run.name)}",
         "\n".join(_opening(run, result)),
         "\n".join(["## Figures", "", *_figures(result)]),
         "\n".join(["## Protocol", "", *_protocol(result)]),
@@ -79,10 +83,11 @@ def _front(result: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str
 def _opening(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
     words = str(run.recipe.get("description") or "")
     if words:
-        yield words
+        yield inline(words)
     what = _named(run.recipe.get("student"))
-    yield f"The student (`{what}`) of a knowledge distillation by limbeck: scenario {result.get('scenario')},"
-    yield f"data {result.get('data')}, seed {result.get('seed')}."
+    scenario, data, seed = (inline(result.get(name)) for name in ("scenario", "data", "seed"))
+    yield f"The student ({code(what)}) of a knowledge distillation by limbeck: scenario {scenario},"
+    yield f"data {data}, seed {seed}."
 
 
 def _named(choice: Any) -> str:
@@ -114,22 +119,23 @@ def _row(figure: Figure, result: Mapping[str, Any]) -> str:
     told = f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else ""
     other = figures.of_teacher(figure).of(result)
     return (
-        f"| {figure.label} | {figure.text(figure.of(result))} | {told} | "
+        f"| {inline(figure.label)} | {figure.text(figure.of(result))} | {told} | "
         f"{'' if other is None else figure.text(other)} |"
     )
 
 
 def _protocol(result: Mapping[str, Any]) -> Iterator[str]:
     for name, text in figures.protocol_lines(result.get("protocol") or {}):
-        yield f"- {name}: {text}"
+        yield f"- {inline(name)}: {inline(text)}"
 
 
 def _data(result: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
-    yield f"- {result.get('data')}"
-    yield f"- licence of the data, as its source states it: {result.get('data_licence') or 'not known'}"
+    yield f"- {inline(result.get('data'))}"
+    licence = result.get("data_licence") or "not known"
+    yield f"- licence of the data, as its source states it: {inline(licence)}"
     if result.get("data_source"):
-        yield f"- source: {result['data_source']}"
-    names = [str(name) for name in config.get("label_names") or []]
+        yield f"- source: {inline(result['data_source'])}"
+    names = [inline(name) for name in config.get("label_names") or []]
     if names:
         more = f" ... ({len(names)} in all)" if len(names) > LONGEST else ""
         yield f"- classes, in the order of the logits: {', '.join(names[:LONGEST])}{more}"
@@ -139,13 +145,13 @@ def _teacher(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
     if result.get("teacher") is None and not _taught(run):
         yield "None: the student learnt from the labels alone."
         return
-    yield f"- `{_named(run.recipe.get('teacher'))}`"
+    yield f"- {code(_named(run.recipe.get('teacher')))}"
     how = lookup(result, "protocol.teacher")
     if isinstance(how, Mapping):
         told = (f"{name} {value}" for name, value in how.items())
-        yield f"- trained on labels in the same run: {', '.join(told)}"
+        yield f"- trained on labels in the same run: {inline(', '.join(told))}"
     named = run.recipe.get("objective") or []
-    yield f"- what was matched: {', '.join(_objective(one) for one in named)}"
+    yield f"- what was matched: {inline(', '.join(_objective(one) for one in named))}"
 
 
 def _taught(run: Run) -> bool:
@@ -169,7 +175,8 @@ def _loading(run: Run, result: Mapping[str, Any], config: Mapping[str, Any]) -> 
     form = _form(config)
     if form:
         (channels, height, width), mean, std = form["input_size"], form["mean"], form["std"]
-        yield f"It reads images [B, {channels}, {height}, {width}]: values in 0..1, minus {mean}, over {std}."
+        pixels = ", ".join(map(inline, (channels, height, width)))
+        yield f"It reads images [B, {pixels}]: values in 0..1, minus {code(mean)}, over {code(std)}."
         yield ""
     if "architecture" in config:
         yield from ("With timm, from this folder:", "", "```python", "import timm", "")
@@ -181,7 +188,7 @@ def _loading(run: Run, result: Mapping[str, Any], config: Mapping[str, Any]) -> 
         yield from ('network.load_state_dict(load_file("model.safetensors"))', "```")
         return
     yield from ("With limbeck, from the run's folder:", "", "```python", "import limbeck", "")
-    yield f'student = limbeck.load_student("{run.folder.name}")'
+    yield f"student = limbeck.load_student({json.dumps(run.folder.name)})"
     yield "logits = student.predict(student(batch))  # batch: limbeck.contracts.Batch"
     yield "```"
     backbone = (config.get("student") or {}).get("backbone")
@@ -228,7 +235,8 @@ def _size(count: float) -> str:
 def _loading_text(run: Run) -> Iterator[str]:
     yield from ("With transformers, from the folder that holds this file:", "", "```python", *TRANSFORMERS)
     yield from ("```", "", "With limbeck, from the run's folder:", "", "```python", "import limbeck", "")
-    yield f'student = limbeck.load_student("{run.folder.name}")  # student.network is that of transformers'
+    name = json.dumps(run.folder.name)
+    yield f"student = limbeck.load_student({name})  # student.network is that of transformers"
     yield "```"
 
 
@@ -239,7 +247,8 @@ def _form(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _limits(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
     what = "texts" if figures.of_text(result) else "images"
-    yield f"- The figures are of the test split of {result.get('data')} and say nothing about other {what}."
+    data = inline(result.get("data"))
+    yield f"- The figures are of the test split of {data} and say nothing about other {what}."
     yield "- They are of one seed; the interval is that of the test sample, not of seeds."
     if _taught(run):
         yield "- A student can take over its teacher's mistakes: agreement counts right and wrong answers."
@@ -252,7 +261,8 @@ def _limits(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
             yield "- How well it remembers single texts was not measured."
     yield "- Nothing was measured under shift, noise or attack, or for groups of people."
     if _pretrained(run.recipe):
-        yield f"- It starts from weights of `{_named(run.recipe.get('student'))}`: their licence holds too."
+        named = code(_named(run.recipe.get("student")))
+        yield f"- It starts from weights of {named}: their licence holds too."
 
 
 def _pretrained(recipe: Mapping[str, Any]) -> bool:
@@ -271,8 +281,8 @@ def _making(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
     if seconds is not None:
         yield f"It took {figures.duration(float(seconds))}."
     versions = ", ".join(f"{name} {value}" for name, value in (result.get("versions") or {}).items())
-    yield f"Versions: {versions}."
-    yield from ("", "```yaml", plain.write(_short(run.recipe)).rstrip(), "```")
+    yield f"Versions: {inline(versions)}."
+    yield from ("", *block(plain.write(_short(run.recipe)).rstrip(), "yaml"))
 
 
 def _short(recipe: Mapping[str, Any]) -> dict[str, Any]:

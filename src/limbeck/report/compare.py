@@ -16,7 +16,7 @@ from scipy import stats
 from limbeck.errors import ConfigError, unknown
 from limbeck.report import figures
 from limbeck.report.figures import Figure
-from limbeck.report.run import Run, finished, read_run
+from limbeck.report.run import Run, finished, read_run, understood
 
 CONFIDENCE = 0.95
 # Runs that differ in one of these answer different questions; other parts of the protocol are only noted.
@@ -162,6 +162,7 @@ class Comparison:
         return draw(self, Path(path))
 
 
+@understood("one of the runs")
 def compare(
     run_dirs: Iterable[str | Path], *, baseline: str | None = None, mixed: bool = False
 ) -> Comparison:

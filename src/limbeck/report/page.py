@@ -12,13 +12,14 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from limbeck.engine.state import write_text
+from limbeck.errors import shown
 from limbeck.metrics.continual import DEFINITIONS, FORGETTING, forgetting, running_average
 from limbeck.report import charts, figures
 from limbeck.report.curves import share_charts, term_charts
 from limbeck.report.distances import hacking_charts
 from limbeck.report.figures import Figure, lookup
 from limbeck.report.heat import LEVELS, accuracy_cells, confusion
-from limbeck.report.run import Run, read_run
+from limbeck.report.run import Run, read_run, understood
 
 PAGE = "report.html"
 WHO = ("student", "teacher")
@@ -41,7 +42,9 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """
     run = read_run(run_dir)
     path = Path(out) if out is not None else run.folder / PAGE
-    write_text(path, page(run))
+    with understood(str(run.folder)):
+        text = page(run)
+    write_text(path, text)
     return path
 
 
@@ -82,7 +85,8 @@ def page(run: Run) -> str:
 
 
 def environment() -> Environment:
-    """Where pages find their templates: the files of this folder, with all that is filled in escaped."""
+    """Where pages find their templates: the files of this folder, with all that is filled in escaped, control
+    characters too."""
 
     def load(name: str) -> str:
         return files("limbeck.report").joinpath(name).read_text(encoding="utf-8")
@@ -90,6 +94,7 @@ def environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(load),
         autoescape=True,
+        finalize=lambda value: shown(value) if type(value) is str else value,  # Markup is HTML already
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

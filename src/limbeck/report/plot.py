@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, shown
 from limbeck.report import figures
 from limbeck.report.figures import Figure
 
@@ -52,7 +52,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
         axes = canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, figure in zip(axes, panels, strict=True):
             _panel(axis, comparison, figure)
-        axes[0].set_yticks(range(rows), [method.label for method in comparison.methods])
+        axes[0].set_yticks(range(rows), [shown(m.label) for m in comparison.methods], parse_math=False)
         axes[0].set_ylim(rows - 0.5, -0.5)
         canvas.suptitle("points: seeds; bar: mean and its 95 % interval (t)", fontsize=9, color=GREY)
         kind = path.suffix.lower().removeprefix(".")

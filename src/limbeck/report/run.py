@@ -4,16 +4,56 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from jinja2 import UndefinedError
+from pydantic import BaseModel, ValidationError
+
 from limbeck import plain
 from limbeck.engine.state import read_json
-from limbeck.errors import CheckpointError, DataError
+from limbeck.errors import CheckpointError, DataError, LimbeckError
 
 Event = Mapping[str, Any]
+
+
+class Step(BaseModel):
+    """What a line about a step holds, of what is read here."""
+
+    stage: str
+    step: int
+    loss: float
+    terms: dict[str, float]
+
+
+class Share(BaseModel):
+    """The same of a line about the gradient."""
+
+    stage: str
+    step: int
+    shares: dict[str, float | None]
+
+
+class Evaluation(BaseModel):
+    """The same of a line about an evaluation."""
+
+    who: str
+    task: int
+    accuracy: list[float | None] = []
+
+
+class Warned(BaseModel):
+    """The same of a warning."""
+
+    text: str
+
+
+LINES: dict[str, type[BaseModel]] = {
+    "step": Step, "gradient_share": Share, "evaluation": Evaluation, "warning": Warned,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,9 +128,30 @@ def read_run(folder: str | Path) -> Run:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise DataError(f"{folder} is no run folder: recipe.yaml is missing; name a folder that a run wrote")
-    text = recipe.read_text(encoding="utf-8")
+    text = _text(recipe)
     fields = plain.mapping(plain.parse(text, str(recipe)), str(recipe))
     return Run(folder, text, fields, _read_result(folder), tuple(_read_events(folder / "metrics.jsonl")))
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Where a run's files hold other things than a run writes, what is made of them ends in one line.
+
+    Args:
+        what: what is read, for the message.
+
+    Raises:
+        DataError: it cannot be understood.
+    """
+    try:
+        yield
+    except LimbeckError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UndefinedError) as error:
+        raise DataError(
+            f"{what} holds what no run writes ({type(error).__name__}: {_one_line(error)}): take a folder "
+            "as a run left it"
+        ) from error
 
 
 def finished(run: Run) -> Mapping[str, Any]:
@@ -114,6 +175,8 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
         result = read_json(path)
     except CheckpointError as error:
         raise DataError(f"{error}; `limbeck resume {folder}` writes it anew") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {_one_line(error)}") from None
     except ValueError as error:
         raise DataError(
             f"{path} is damaged: {_one_line(error)}; `limbeck resume {folder}` writes it anew"
@@ -127,19 +190,44 @@ def _read_events(path: Path) -> list[Event]:
     """The events, steps de-duplicated; a last line that a kill cut off is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _text(path).split("\n")
+    while lines and not lines[-1]:
+        lines.pop()
     kept: dict[object, Event] = {}
     for number, line in enumerate(lines):
         try:
-            event = plain.from_json(line)
-        except ValueError:
+            event = _event(line)
+        except ValueError as error:
             if number == len(lines) - 1:
                 break
-            raise DataError(f"{path} is damaged at line {number + 1}: not JSON; delete that line") from None
+            raise DataError(
+                f"{path} is damaged at line {number + 1}: {_one_line(error)}; delete that line"
+            ) from None
         key = _identity(event, number)
         kept.pop(key, None)
         kept[key] = event
     return list(kept.values())
+
+
+def _event(line: str) -> Event:
+    """The event of a line; ``ValueError`` where it is none."""
+    event = plain.from_json(line)
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        raise ValueError("no event")
+    try:
+        if event["event"] in LINES:
+            LINES[event["event"]].model_validate(event)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    return event
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {_one_line(error)}") from None
 
 
 def _identity(event: Event, number: int) -> object:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.engine.state import write_text
+from limbeck.report.markdown import inline
 
 STREAM = {
     "student.average_accuracy": "A",
@@ -72,7 +73,7 @@ def _table(
     first = ["recipe", *(["data"] if with_data else []), "seeds"]
     lines = [_line([*first, *columns.values()]), "| --- " * (len(first) + len(columns)) + "|"]
     for each in found:
-        own, data = _own(each), [str(each["protocol"].get("data", "-"))] if with_data else []
+        own, data = _own(each), [inline(each["protocol"].get("data", "-"))] if with_data else []
         cells = [_spread(own["figures"].get(path), path) for path in columns]
         lines.append(_line([each["recipe"], *data, str(len(own["seeds"])), *cells]))
     lines += ["", _line(["recipe", "minus", *list(columns.values())[:compared]])]
@@ -110,7 +111,7 @@ def _interval(figure: Mapping[str, Any] | None, path: str = "") -> str:
 
 def _predictions(seen: Mapping[str, Any]) -> list[str]:
     return [
-        f"| {seen['recipe']} | {each['claim']} | {each['seen']} | "
+        f"| {seen['recipe']} | {inline(each['claim'])} | {each['seen']} | "
         f"{_interval(each['difference'], each['claim'].split()[0])} |"
         for each in seen["predicted"]
     ]

@@ -13,7 +13,7 @@ from rich.table import Table
 from limbeck.errors import ConfigError, DataError, unknown
 from limbeck.metrics.statistics import Cell, Outcome, anova, holm, improvements, spearman, t_above_zero
 from limbeck.report.figures import lookup
-from limbeck.report.run import Run, finished, read_run
+from limbeck.report.run import Run, finished, read_run, understood
 
 QUALITY = "student.accuracy"
 SIZE = "cost.student.parameters"
@@ -92,6 +92,7 @@ class Study:
         yield table
 
 
+@understood("one of the runs")
 def study(run_dirs: Iterable[str | Path], *, baseline: str, figure: str = QUALITY) -> Study:
     """What distilled students gain over the same students without a teacher, and what that goes with.
 

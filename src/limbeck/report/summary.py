@@ -13,6 +13,7 @@ from rich.text import Text
 from limbeck.report import figures
 from limbeck.report.figures import Figure
 from limbeck.report.run import finished, read_run
+from limbeck.terminal import Terminal
 
 
 def summary(result: Mapping[str, Any]) -> RenderableType:
@@ -48,7 +49,7 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
     Raises:
         DataError: the folder is no run's, the run has not finished, or a file in it is damaged.
     """
-    (console or Console()).print(summary(finished(read_run(run_dir))))
+    (console or Terminal()).print(summary(finished(read_run(run_dir))))
 
 
 def _title(result: Mapping[str, Any]) -> Text:

@@ -16,7 +16,8 @@ class ModuleTeacher(GivenModule, Teacher):
     """Any ``torch.nn.Module`` from images to logits; frozen.
 
     Attributes:
-        target: ``package.module:callable`` that returns the module, or, from Python, the module itself.
+        target: ``package.module:callable`` that returns the module, of a package named in ``LIMBECK_TRUST``;
+            or, from Python, the module itself.
         kwargs: arguments for the callable.
         weights: a safetensors file of its whole state.
         images: what images it expects.

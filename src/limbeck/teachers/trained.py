@@ -24,7 +24,7 @@ class Trained(Teacher):
     learns: ClassVar[bool] = True
 
     network: Student
-    data: Any = None
+    data: Any | None = None
 
     def lessons(self) -> Any:
         """See ``Teacher.lessons``."""
