@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
-FAULTS := $(filter-out page places procedures on_ranks test_%, $(basename $(notdir $(wildcard tests/faults/*.py))))
+FAULTS := kills full flips poison memory ranks fuzz
 
 .PHONY: demo test faults setup clean
 
