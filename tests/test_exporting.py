@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 import limbeck
 from limbeck import api, config, exporting, plain
 from limbeck.contracts import Batch, Outputs
-from limbeck.errors import ConfigError, DataError, GuardError
+from limbeck.errors import CheckpointError, ConfigError, DataError, GuardError
 from limbeck.nets.small import MLP
 from limbeck.nets.taps import Tapped, core
 from limbeck.report.card import card
@@ -52,6 +53,17 @@ def test_a_timm_student_is_loaded_by_timm(tmp_path: Path) -> None:
     assert theirs.pretrained_cfg["label_names"] == [str(c) for c in range(10)]
     text = (tmp_path / "run" / "student" / "README.md").read_text()
     assert 'timm.create_model("local-dir:student", pretrained=True)' in text
+
+
+def test_a_damaged_student_gets_no_card(taught: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(taught, folder)
+    weights = folder / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):
+        api.export(folder)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        api.load_student(tmp_path / "nowhere")
 
 
 def test_an_onnx_file_answers_as_the_student(taught: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 from tests.engine import small, small_texts
 
 from limbeck import api, config, plain, planning
-from limbeck.engine import capture, probe
+from limbeck.demonstration import demonstrate
+from limbeck.engine import capture, probe, ranks
 from limbeck.engine.ranks import Ranks
 from limbeck.errors import ConfigError, Interrupted
 from limbeck.metrics import cost
+from limbeck.tournament import arena
 
 REUSED = "engine.reuse_teachers=true"
 
@@ -115,9 +117,15 @@ def test_what_a_run_would_refuse_a_plan_refuses(tmp_path: Path) -> None:
 
 
 def test_several_ranks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "here", lambda: Ranks(1, 2))
-    with pytest.raises(ConfigError, match="on 2 ranks: start it on one"):
-        planning.plan(small.given(tmp_path), out=tmp_path / "run")
+    monkeypatch.setattr(ranks, "here", lambda: Ranks(1, 2))
+    for name, ask in {
+        "plan": lambda: planning.plan("kd-cnn", out=tmp_path / "run"),
+        "demonstrate": lambda: demonstrate(["kd-cnn"], seeds=2, out=tmp_path / "seen"),
+        "arena": lambda: arena("kd-cnn", out=tmp_path / "arena"),
+        "export": lambda: api.export(tmp_path / "run"),
+    }.items():
+        with pytest.raises(ConfigError, match=f"limbeck {name} was started on 2 ranks: start it on one"):
+            ask()
 
 
 def test_a_plan_that_is_stopped_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from limbeck import config, plain
 from limbeck.config import Recipe
 from limbeck.contracts import Net
-from limbeck.engine.ranks import here, together
+from limbeck.engine.ranks import alone, here, together
 from limbeck.engine.run import Run, claim
 from limbeck.engine.shards import keep_whole
 from limbeck.engine.state import (
@@ -273,9 +273,11 @@ def export(
         LimbeckError: no finished run, a missing package, a network that ONNX cannot hold, or a file that
             answers otherwise than the student.
     """
+    alone("limbeck export")
     folder = Path(folder)
     to = folder / "student"
     found: dict[str, dict[str, Any]] = {}
+    _check_files(folder, read_result(folder) or {})
     if onnx or int8:
         from limbeck import exporting
 
@@ -296,6 +298,16 @@ def export(
     return Export(to, write_card(folder), found.get("onnx"), found.get("int8"))
 
 
+def _check_files(folder: Path, figures: dict[str, Any]) -> None:
+    """Raise ``CheckpointError`` unless the student's files are what the run wrote."""
+    for name, digest in figures.get("files", {}).items():
+        if not (folder / name).is_file() or file_hash(folder / name) != digest:
+            raise CheckpointError(
+                f"{folder / name} is damaged: its content is not what the run wrote; to make it anew, delete "
+                f"{folder / 'result.json'} and go on with: limbeck resume {folder}"
+            )
+
+
 def load_student(folder: str | Path) -> Any:
     """The trained student of a finished run, in evaluation mode.
 
@@ -308,17 +320,13 @@ def load_student(folder: str | Path) -> Any:
     folder = Path(folder)
     figures = read_result(folder)
     if figures is None:
-        raise ConfigError(f"{folder} holds no finished run: finish it with: limbeck resume {folder}")
+        where = f"finish it with: limbeck resume {folder}" if folder.is_dir() else "there is no such folder"
+        raise ConfigError(f"{folder} holds no finished run: {where}")
     if plain.read(folder / "recipe.yaml").get("made_by"):
         raise ConfigError(
             f"{folder} was made by limbeck.distill: load student/model.safetensors into your network yourself"
         )
-    for name, digest in figures.get("files", {}).items():
-        if not (folder / name).is_file() or file_hash(folder / name) != digest:
-            raise CheckpointError(
-                f"{folder / name} is damaged: its content is not what the run wrote; to make it anew, delete "
-                f"{folder / 'result.json'} and go on with: limbeck resume {folder}"
-            )
+    _check_files(folder, figures)
     recipe = config.load(folder / "recipe.yaml")
     opened = recipe.scenario.open_student(recipe, folder / "student", figures)
     if opened is not None:

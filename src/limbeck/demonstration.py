@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from limbeck import api, config, plain
 from limbeck.config import Recipe
+from limbeck.engine.ranks import alone
 from limbeck.engine.state import read_json, write_json
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.report.compare import Comparison, Spread, compare
@@ -72,6 +73,7 @@ def demonstrate(
     Raises:
         LimbeckError: as ``api.run``.
     """
+    alone("limbeck demonstrate")
     if seeds < 2:
         raise ConfigError(f"seeds is {seeds}: a demonstration needs at least 2 for a spread")
     if jobs < 1:

@@ -18,11 +18,11 @@ from limbeck import config
 from limbeck.api import chosen, finish, folder_of
 from limbeck.config import Recipe
 from limbeck.engine.probe import Part, Probe
-from limbeck.engine.ranks import here, together
+from limbeck.engine.ranks import alone, together
 from limbeck.engine.settings import Engine
 from limbeck.engine.shared import cache_root
 from limbeck.engine.state import write_text
-from limbeck.errors import ConfigError, Interrupted
+from limbeck.errors import Interrupted
 from limbeck.report import figures
 
 ROLES = ("student", "teacher")
@@ -63,8 +63,7 @@ def plan(
         LimbeckError: as ``limbeck.run`` would before training; or it is asked of several ranks, each of which
             would stop its stages at another step.
     """
-    if (size := here().size) > 1:
-        raise ConfigError(f"limbeck plan was started on {size} ranks: start it on one, without torchrun")
+    alone("limbeck plan")
     recipe = chosen(recipe, sets, seed)
     engine: Engine = recipe.engine
     recipe.scenario.check(recipe)

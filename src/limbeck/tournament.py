@@ -18,6 +18,7 @@ from limbeck import api, config, plain
 from limbeck.config import Recipe
 from limbeck.contracts import Progress
 from limbeck.demonstration import run_one, spread
+from limbeck.engine.ranks import alone
 from limbeck.engine.run import Run
 from limbeck.engine.state import write_json
 from limbeck.entrants import BASELINE, Entrant, Places, entrants, fitted, places
@@ -105,6 +106,7 @@ def arena(
     Raises:
         LimbeckError: a recipe that will not do, an unknown method, or fewer than two methods that fit.
     """
+    alone("limbeck arena")
     recipe = _checked(config.load(base, sets), seeds, jobs)
     name = f"{recipe.name}-{label}" if label else recipe.name
     plain.check_file_name(name, "name and label")

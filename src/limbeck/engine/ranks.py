@@ -187,6 +187,12 @@ def here() -> Ranks:
     return Ranks(number, size, local, store)
 
 
+def alone(command: str) -> None:
+    """Raise ``ConfigError`` where several ranks were started for a ``command`` that one carries out."""
+    if (size := here().size) > 1:
+        raise ConfigError(f"{command} was started on {size} ranks: start it on one, without torchrun")
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Within, all ranks stop where one does: the first that fails says why, and the others end in silence.
