@@ -241,4 +241,4 @@ def test_the_card_says_what_the_run_says(taught: Path) -> None:
     assert "licence of the data, as its source states it: BSD-3-Clause" in text
     assert "`trained mlp`" in text
     assert "kd (weight 0.9, temperature 4.0)" in text
-    assert "values in 0..1, minus [0.5], over [0.5]" in text
+    assert "values in 0..1, minus `[0.5]`, over `[0.5]`" in text
