@@ -80,7 +80,11 @@ def scratch_run(threads: int, device: str = "cpu") -> Iterator[Run]:
 
 def write(path: Path, repeats: int, figures: Sequence[Mapping[str, Any]]) -> None:
     """Write the figures with what made them, and show them as a table."""
-    command = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    words = sys.argv[1:]
+    if "--out" in words:  # a folder of this machine
+        place = words.index("--out")
+        del words[place : place + 2]
+    command = [f"benchmarks/{Path(sys.argv[0]).name}", *words]
     made = {
         "command": f"python {shlex.join(command)}",
         "repeats": repeats,
