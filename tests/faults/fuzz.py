@@ -77,7 +77,7 @@ class Tally:
             "refused_as": dict(sorted(self.errors.items())),
             "seconds": round(self.seconds, 2),
             "slowest_seconds": round(self.slowest, 3),
-            "slowest_case": self.slowest_case,
+            "slowest_case": self.slowest_case[:300],
         }
 
 
