@@ -193,11 +193,10 @@ class SelfDistillation(Scenario):
         self, desk: Desk, pair: Pair, number: int, alpha: float | None, found: OptimalAlpha | None
     ) -> dict[str, Any]:
         def compute() -> dict[str, Any]:
-            line = record(number, alpha, found, lambda: _shares(pair, desk.test, desk))
-            desk.run.log("generation", **line)
-            return line
+            return record(number, alpha, found, lambda: _shares(pair, desk.test, desk))
 
         line: dict[str, Any] = desk.run.once(f"generation-{number}", compute)
+        desk.run.log("generation", **line)
         return line
 
     def _protocol(self) -> dict[str, Any]:
