@@ -595,9 +595,11 @@ def test_a_disk_that_fills_while_training(
     small.assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_disk_that_is_full_for_the_log(recipe: str, tmp_path: Path, refused: Said) -> None:
+def test_a_disk_that_is_full_for_the_log(
+    recipe: str, tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr("limbeck.engine.run.claim", lambda _: Path("/dev/full").open("a+b"))  # noqa: SIM115
     said = refused("run", recipe, "--out", str(tmp_path / "run"))
     assert "metrics.jsonl: the disk is full: free some space or point the run elsewhere with --out" in said
 

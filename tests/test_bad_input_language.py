@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tests.engine import small, small_texts
+from tests.engine import small_texts
 
 from limbeck import api, cli, plain
 from limbeck.contracts import Spec
@@ -393,18 +393,6 @@ def test_a_served_teacher_that_is_not_there(
 
 
 # What a run leaves
-
-
-def test_a_language_model_is_not_written_as_onnx(recipe: str, tmp_path: Path, refused: Said) -> None:
-    run = str(tmp_path / "run")
-    assert call("run", recipe, "--out", run, *sets("scenario.epochs=1")) == 0
-    said = refused("export", run, "--onnx")
-    assert (
-        "the student is a language model, which is not written as ONNX: load student/ with transformers"
-        in said
-    )
-    assert call("export", run) == 0
-    assert small.figures(Path(run))
 
 
 def test_another_tokenizer_of_the_same_size_is_another(

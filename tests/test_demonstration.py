@@ -66,7 +66,7 @@ def test_a_demonstration_runs_the_baselines_and_writes_what_it_saw(tmp_path: Pat
     assert before == after  # finished runs are taken as they are
     table = write_index(tmp_path / "out").read_text()
     assert "| cdl-kd | 2 |" in table
-    assert "teacher.average_accuracy > student.average_accuracy" in table
+    assert r"teacher.average_accuracy \> student.average_accuracy" in table
 
 
 def test_one_seed_or_no_recipe_is_refused() -> None:

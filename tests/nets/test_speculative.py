@@ -288,7 +288,7 @@ def test_both_models_get_their_mode_back() -> None:
     [
         ({"gamma": 0}, ConfigError, "gamma is 0"),
         ({"max_new_tokens": 0}, ConfigError, "max_new_tokens is 0"),
-        ({"max_new_tokens": 64}, ShapeError, "reads 64"),
+        ({"max_new_tokens": 65}, ShapeError, "reads 64"),
         ({"prompts": [[]]}, DataError, "prompt 0 is empty"),
         ({"prompts": [[9]]}, ShapeError, "token 9 is not in the vocabulary"),
         ({"sampling": Sampling()}, ConfigError, "no generator"),
