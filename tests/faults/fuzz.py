@@ -67,18 +67,30 @@ class Tally:
     slowest_case: str = ""
     errors: Counter[str] = field(default_factory=Counter)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+    def row(self) -> dict[str, Any]:
+        """What a table shows of it."""
         return {
             "cases": sum(self.outcomes.values()),
             "accepted": self.outcomes["accepted"],
             "refused": self.outcomes["refused"],
             "faults": self.outcomes["fault"],
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return self.row() | {
             "refused_as": dict(sorted(self.errors.items())),
             "seconds": round(self.seconds, 2),
             "slowest_seconds": round(self.slowest, 3),
             "slowest_case": self.slowest_case[:300],
         }
+
+
+WHAT = (
+    "Recipes, overrides, data folders, images, texts, weights, tokenizers, run folders and commands, made by "
+    "grammars or from good ones by random changes. Each must be accepted, or refused in one line; no "
+    "traceback, no hang, no run code, little memory."
+)
 
 
 class Judge:
@@ -182,6 +194,8 @@ def write(judge: Judge, path: Path, seed: int, seconds: float) -> None:
     """Write what was found as JSON."""
     versions = ("limbeck", "torch", "transformers", "tokenizers", "safetensors", "pyyaml", "pillow", "numpy")
     found = {
+        "what": WHAT,
+        "holds": not judge.faults,
         "command": shlex.join(["python", "-m", "tests.faults.fuzz", *sys.argv[1:]]),
         "seed": seed,
         "cases": judge.cases,
@@ -189,6 +203,7 @@ def write(judge: Judge, path: Path, seed: int, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "highest_memory_mib": highest_memory() // 2**20,
         "limit_seconds": SECONDS,
+        "table": [{"kind": kind} | tally.row() for kind, tally in judge.kinds.items()],
         "kinds": {kind: tally.as_dict() for kind, tally in judge.kinds.items()},
         "first_faults": judge.faults[:SHOWN],
         "machine": {"system": platform.system(), "cores": os.cpu_count()},
