@@ -271,3 +271,17 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     with Run(folder, Engine(), 0, quiet=True):
         pass
+
+
+def test_a_run_that_ended_lets_go_of_its_folder_though_a_child_lives_on(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", Engine(device="cpu"), seed=0, quiet=True):
+        child = os.fork()
+        if child == 0:  # as a data loader's worker, with every file of its parent open
+            signal.pause()
+            os._exit(0)
+    try:
+        with Run(tmp_path / "run", Engine(device="cpu"), seed=0, resume=True, quiet=True) as again:
+            assert again.folder == tmp_path / "run"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

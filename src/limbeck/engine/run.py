@@ -155,7 +155,7 @@ class Run:
                     self._forget()
                 self._cut_log()
             except BaseException:
-                self._log.close()
+                self._let_go()
                 raise
 
     # What a scenario asks of a run
@@ -392,6 +392,14 @@ class Run:
         if self.ranks.first:
             write_sealed(self._facts_file, self._facts)
 
+    def _let_go(self) -> None:
+        """Close the log and end its lock, which a data loader's workers, if they live on, would hold open."""
+        with suppress(OSError):  # on a full disk, what could not be written was reported where it was written
+            self._log.flush()
+        with suppress(OSError):
+            fcntl.flock(self._log, fcntl.LOCK_UN)
+            self._log.close()
+
     def _forget(self) -> None:
         """Remove what an attempt that never came to a checkpoint computed."""
         self._facts_file.unlink(missing_ok=True)
@@ -466,8 +474,7 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.meter.finish()
         self.tracking.close()
-        with suppress(OSError):  # on a full disk, what could not be written was reported where it was written
-            self._log.close()
+        self._let_go()
         torch.set_rng_state(self._rng)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
