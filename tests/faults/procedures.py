@@ -132,7 +132,7 @@ def workplace() -> Iterator[Path]:
 def quick() -> None:
     """Leave out the timing of forward passes, which is no part of any fault."""
     torch.set_num_threads(1)
-    os.environ["LIMBECK_TRUST"] = "tests"  # a teacher's module is one of theirs
+    os.environ.setdefault("LIMBECK_TRUST", "tests")  # a teacher's module is one of theirs
     cost.latency = lambda _: 0.0
 
 
