@@ -82,7 +82,7 @@ class Tally:
             "refused_as": dict(sorted(self.errors.items())),
             "seconds": round(self.seconds, 2),
             "slowest_seconds": round(self.slowest, 3),
-            "slowest_case": self.slowest_case[:300],
+            "slowest_case": self.slowest_case.replace(tempfile.gettempdir(), "FOLDER")[:300],
         }
 
 
