@@ -28,8 +28,8 @@ MOST = (
 )
 LONG = {
     "static": ("scenario.epochs={}", 12),
-    "continual": ("scenario.epochs={}", 10),
-    "language": ("scenario.epochs={}", 6),
+    "continual": ("scenario.epochs={}", 7),
+    "language": ("scenario.epochs={}", 5),
 }
 """What makes a run longer, and how many steps it takes at least for each unit of that."""
 
