@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from limbeck.errors import Interrupted, LimbeckError, RankError, ServiceError, shown
+from limbeck.errors import LimbeckError, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 Sets = Annotated[tuple[str, ...], Parameter(name="--set", negative=())]
 
-CODES: dict[type[LimbeckError], int] = {ServiceError: 75, RankError: 75, Interrupted: 130}  # 75: "try later"
 
 app = App(
     name="limbeck",
@@ -323,7 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (LimbeckError, CycloptsError) as error:
         if debug:
             raise
-        _fail(str(error), next((code for kind, code in CODES.items() if isinstance(error, kind)), 2))
+        _fail(str(error), error.code if isinstance(error, LimbeckError) else 2)
     except OSError as error:
         if debug:
             raise

@@ -1,15 +1,17 @@
 """Every error that limbeck raises on purpose, as one family.
 
 A message is one line that names the thing, its value, what is allowed and the fix. The command line
-prints it and exits with 2; in Python it is an ordinary exception.
+prints it and exits with its ``code``; in Python it is an ordinary exception.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 MOST_NAMED = 40  # choices that one line names
+LATER = 75  # exit code of what may go well if it is tried later
 
 
 def shown(text: str) -> str:
@@ -21,7 +23,13 @@ def shown(text: str) -> str:
 
 
 class LimbeckError(Exception):
-    """Something that the user can mend. The message is one line, whatever names stand in it."""
+    """Something that the user can mend. The message is one line, whatever names stand in it.
+
+    Attributes:
+        code: the exit code of the command line.
+    """
+
+    code: ClassVar[int] = 2
 
     def __init__(self, message: str) -> None:
         super().__init__(shown(" ".join(message.splitlines())))
@@ -58,13 +66,19 @@ class GuardError(LimbeckError):
 class ServiceError(LimbeckError):
     """A server that a run depends on does not answer; the run can be resumed."""
 
+    code = LATER
+
 
 class RankError(LimbeckError):
     """One of the processes that carry out a run together is gone; the run can be resumed."""
 
+    code = LATER
+
 
 class Interrupted(LimbeckError):
     """The user stopped the run; it can be resumed."""
+
+    code = 130
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -166,8 +166,8 @@ def _facts(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if data["device_memory_bytes"] is not None:
         yield "memory of the device", f"{_bytes(data['device_memory_bytes'])} at most"
     own, shared = data["cache_bytes"]["run"], data["cache_bytes"]["shared"]
-    yield "disk", f"{_bytes(own)} of caches while it runs, {_bytes(shared)} that stay for other runs,"
-    yield "", f"{_bytes(data['checkpoint_bytes'])} of checkpoints"
+    yield "checkpoints", _bytes(data["checkpoint_bytes"])
+    yield "caches", f"{_bytes(own)} while it runs, {_bytes(shared)} that stay for other runs"
     yield "time", f"{figures.duration(data['seconds'])}; this took {figures.duration(data['probe_seconds'])}"
 
 

@@ -79,13 +79,18 @@ def failing(place: Path) -> None:
 
 
 def long(place: Path) -> None:
-    """A run that does not end by itself soon."""
+    """A run of some seconds."""
     from limbeck.cli import main
 
     main(["run", str(place / "long.yaml"), "--out", str(place / "killed"), "--json"])
 
 
-TASKS = {task.__name__: task for task in (whole, resumed, sharded, failing, long)}
+def on(place: Path) -> None:
+    """Go on with ``long``."""
+    api.resume(place / "killed", quiet=True)
+
+
+TASKS = {task.__name__: task for task in (whole, resumed, sharded, failing, long, on)}
 
 if __name__ == "__main__":
     TASKS[sys.argv[1]](Path(sys.argv[2]))

@@ -35,7 +35,11 @@ def place(folder: Path, *sets: str) -> Path:
     """A folder with a small recipe, whose every step has a checkpoint, and a long one."""
     folder.mkdir()
     plan = ("scenario.epochs=2", f"engine.cache_root={folder / 'caches'}", *sets)
-    for name, more in (("recipe", ("engine.checkpoint_seconds=0",)), ("long", ("scenario.epochs=3000",))):
+    kinds = {
+        "recipe": ("engine.checkpoint_seconds=0",),
+        "long": ("scenario.epochs=40", "engine.checkpoint_seconds=0.2"),
+    }
+    for name, more in kinds.items():
         (folder / f"{name}.yaml").write_text(plain.write(small.given(folder, *plan, *more)))
     return folder
 
@@ -99,21 +103,42 @@ def spoken(said: str) -> list[str]:
 
 
 def killed(folder: Path) -> dict[str, Any]:
-    """The second of two ranks is killed: how long the other lives on, and what it says."""
-    folder, found = place(folder), {}
+    """One of two ranks is killed, the first or the second: how long the other lives on, what it says, and
+    what comes of the run when two go on with it."""
+    folder.mkdir()
+    uncut = place(folder / "uncut")
+    task("long", uncut, 2)
+    found = {name: one_killed(place(folder / name), rank) for rank, name in enumerate(("first", "second"))}
+    for name, each in found.items():
+        task("on", folder / name, 2)
+        each["difference_when_resumed"] = difference(folder / name / "killed", uncut / "killed")
+    return {
+        **found,
+        "sound": all(_stopped(each) and each["difference_when_resumed"] == 0 for each in found.values()),
+    }
+
+
+def one_killed(folder: Path, rank: int) -> dict[str, Any]:
+    """``rank`` is killed when the run has begun."""
     processes = launched("-m", TASK, "long", folder)
     begun(folder / "killed", processes)
     since = time.monotonic()
-    processes[1].send_signal(signal.SIGKILL)
-    (code, said), _ = ended(processes)
-    found["alone"] = {"seconds": time.monotonic() - since, "code": code, "said": spoken(said)}
-    found["alone"]["traceback"] = "Traceback" in said
-    return {**found, "sound": _stopped(found["alone"]) and _free(folder / "killed")}
+    processes[rank].send_signal(signal.SIGKILL)
+    code, said = ended(processes)[1 - rank]
+    return told(since, code, said, folder)
+
+
+def told(since: float, code: int, said: str, folder: Path) -> dict[str, Any]:
+    """How long it took to stop, and what was said meanwhile."""
+    return {
+        "seconds": time.monotonic() - since, "code": code, "said": spoken(said),
+        "traceback": "Traceback" in said, "free": _free(folder / "killed"),
+    }  # fmt: skip
 
 
 def _stopped(found: dict[str, Any]) -> bool:
     one_line = len(found["said"]) == 1 and not found["traceback"]
-    return bool(found["code"] != 0 and one_line and found["seconds"] < SECONDS)
+    return bool(found["code"] != 0 and one_line and found["free"] and found["seconds"] < SECONDS)
 
 
 def _free(run: Path) -> bool:
@@ -123,7 +148,7 @@ def _free(run: Path) -> bool:
 
 
 def killed_under_torchrun(folder: Path) -> dict[str, Any]:
-    """The same, where torchrun watches over the ranks."""
+    """The same, where torchrun watches over the ranks, which are killed as soon as one is."""
     folder = place(folder)
     command = [sys.executable, *TORCHRUN, TASK, "long", str(folder)]
     process = subprocess.Popen(
@@ -134,8 +159,8 @@ def killed_under_torchrun(folder: Path) -> dict[str, Any]:
     since = time.monotonic()
     os.kill(int(children[-1]), signal.SIGKILL)
     ((code, said),) = ended([process])
-    found = {"seconds": time.monotonic() - since, "code": code, "said": spoken(said), "traceback": False}
-    return {**found, "sound": _stopped(found) and _free(folder / "killed")}
+    found = told(since, code, said, folder) | {"traceback": False}  # torchrun's own is there
+    return {**found, "sound": _stopped(found)}
 
 
 def failed(folder: Path) -> dict[str, Any]:

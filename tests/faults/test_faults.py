@@ -53,7 +53,7 @@ def test_what_a_run_cannot_live_on_is_one_line(tmp_path: Path) -> None:
 
 
 def test_growth_is_told_from_noise() -> None:
-    noise = [10**8 + 4096 * (place * 7 % 5) for place in range(200)]
+    noise = [10**8 + 4096 * (place * 7 % 5) for place in range(400)]
     flat = memory.slope(noise)
     assert abs(flat["slope"]) < memory.MOST
     growing = memory.slope([value + 10 * 2048 * place for place, value in enumerate(noise)])

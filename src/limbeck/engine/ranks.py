@@ -209,7 +209,7 @@ def together() -> Iterator[None]:
         ranks.wait()
     except LimbeckError as error:
         if not ranks.speaks():
-            raise SystemExit(2) from error
+            raise SystemExit(error.code) from error
         raise
     except RuntimeError as error:
         if ranks.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
