@@ -40,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from limbeck.contracts import Unembedding
 from limbeck.losses import JSD, Divergence, ForwardKL, TopTokens, top_divergence
-from limbeck.losses.chunked import Hidden, chunked
+from limbeck.losses.chunked import Hidden, chunked, release
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 try:  # behind limbeck's networks, which make torchvision importable beside a CPU-only torch
@@ -206,7 +206,8 @@ def timed(pair: Pair, ways: dict[str, Loss], repeats: int) -> dict[str, dict[str
 
 
 def peak_mb(pair: Pair, way: Loss) -> float:
-    """The most that a call holds at a time, in MB."""
+    """The most that a call holds at a time, in MB, with what it keeps for the next one."""
+    release()
     if pair.own.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -16,7 +16,7 @@ from limbeck.data.images import from_arrays
 from limbeck.data.views import Views
 from limbeck.engine import cache as module
 from limbeck.engine.cache import Cache
-from limbeck.engine.capture import Captured, outputs_of, rows_of
+from limbeck.engine.capture import Captured, largest, outputs_of, rows_of
 from limbeck.errors import CacheError
 
 INDEX = torch.tensor([7, 2, 5, 3, 11])
@@ -321,3 +321,24 @@ def test_shortened_logits_keep_the_largest_and_the_mass_of_the_rest(
     rest = short[~kept].reshape(5, -1)
     torch.testing.assert_close(rest, rest[:, :1].expand_as(rest))
     assert set(rows["classes"][0].tolist()) == set(logits[0].topk(top).indices.tolist())
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 400), st.integers(1, 12), st.booleans())
+def test_the_largest_are_those_of_a_whole_search(
+    seed: int, rows: int, width: int, count: int, equal: bool
+) -> None:
+    values = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    if equal:
+        values = values.round()
+    count = min(count, width)
+    found, places = largest(values, count)
+    assert torch.equal(found, values.topk(count).values)
+    assert torch.equal(found, values.gather(1, places))
+    assert all(len(set(row)) == count for row in places.tolist())
+
+
+def test_the_largest_of_a_row_with_a_nan_begin_with_it() -> None:
+    values = torch.randn(2, 400)
+    values[1, 7] = torch.nan
+    found, _ = largest(values, 4)
+    assert found[0].isfinite().all() and found[1, 0].isnan()

@@ -26,7 +26,7 @@ from limbeck.losses import (
     token_divergence,
     top_divergence,
 )
-from limbeck.losses.chunked import Hidden, chunked, chunked_items
+from limbeck.losses.chunked import CHUNK, Hidden, chunked, chunked_items, release, room
 
 seeds = st.integers(0, 2**31)
 WIDTH, WIDTH_T = 5, 6
@@ -152,13 +152,32 @@ def test_any_shape_and_any_chunk(seed: int, rows: int, tokens: int, chunk: int) 
     assert_same(case, found, wanted)
 
 
-def test_chunks_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("divergence", [ReverseKL(), ForwardKL()])
+def test_chunks_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, divergence: Divergence) -> None:
     case = Case(rows=11)
-    whole = chunked(case.student, ReverseKL(), case.teacher).loss
-    for chunk, block in ((46, 23), (70, 50), (1, 1)):
-        monkeypatch.setattr("limbeck.losses.chunked.CHUNK", chunk)
-        monkeypatch.setattr("limbeck.losses.chunked.BLOCK", block)
-        assert_same(case, chunked(case.student, ReverseKL(), case.teacher).loss, whole)
+    for teacher in (case.teacher, case.top(5)):
+        whole = chunked(case.student, divergence, teacher).loss
+        for chunk, block in ((46, 23), (70, 50), (1, 1)):
+            with monkeypatch.context() as patch:
+                patch.setattr("limbeck.losses.chunked.CHUNK", chunk)
+                patch.setattr("limbeck.losses.chunked.BLOCK", block)
+                patch.setattr("limbeck.losses.chunked.TOP_BLOCK", block)
+                assert_same(case, chunked(case.student, divergence, teacher).loss, whole)
+
+
+def test_what_is_kept_for_the_next_call_changes_nothing() -> None:
+    small, large = Case(rows=3), Case(rows=9, tokens=40)
+    release()
+    fresh = [case.grads(chunked(case.student, JSD(0.4), case.teacher).loss) for case in (small, large)]
+    assert (
+        room("student", small.states.detach(), 9 * 40).data_ptr()
+        == room("student", small.states.detach(), 1).data_ptr()
+    )
+    for case, wanted in zip((small, large), fresh, strict=True):
+        found = case.grads(chunked(case.student, JSD(0.4), case.teacher).loss)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert len(room("other", small.states.detach(), CHUNK + 1)) == CHUNK + 1
+    assert len(room("other", small.states.detach()[:0, 0], 0)) == 0
 
 
 def test_no_row_gives_zero_with_a_gradient() -> None:

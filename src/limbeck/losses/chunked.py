@@ -10,6 +10,7 @@ The plain forms on whole logits are the oracle: ``token_divergence``, ``top_dive
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,9 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.errors import ConfigError, ShapeError
-from limbeck.losses.divergences import Divergence, Pair, seen
+from limbeck.losses.divergences import Divergence, ForwardKL, Pair, centred, seen
+from limbeck.losses.in_place import forward_kl, top_values
 from limbeck.losses.reduction import exactly, full_precision
-from limbeck.losses.top_tokens import TopTokens, same_positions, top_values
+from limbeck.losses.top_tokens import TopTokens, same_positions
 
 if TYPE_CHECKING:
     from limbeck.contracts import Unembedding
@@ -30,6 +32,16 @@ CHUNK = 2**24  # logits of one network in a chunk: enough rows that the products
 BLOCK = 2**17  # logits of one network in a block: a few such tensors fit a core's own cache
 TOP_BLOCK = 2**20  # the same of a teacher of top tokens alone, which many rows together make worth a call
 PART = 2**22  # numbers of a weight that are brought to full precision at a time
+
+
+class _Kept(threading.local):
+    """What ``room`` keeps."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_KEPT = _Kept()
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,9 +209,9 @@ class _Job:
         rows = max(min(self.rows or CHUNK // columns, len(states)), 1)
         block = max((TOP_BLOCK if isinstance(self.teacher, TopTokens) else BLOCK) // columns, 1)
         block = block if states.device.type == "cpu" else rows
-        own, other = _Layer(self.student, columns, rows, self.dtype), None
+        own, other = _Layer("student", self.student, columns, rows, self.dtype), None
         if isinstance(self.teacher, Hidden):
-            other = _Layer(self.teacher, columns, rows, self.dtype)
+            other = _Layer("teacher", self.teacher, columns, rows, self.dtype)
         lost = _either(own.banned, None if other is None else other.banned)
         found = torch.zeros(2, len(states), dtype=self.dtype, device=states.device)
         with exactly(states):
@@ -207,15 +219,14 @@ class _Job:
                 logits, labels = own.logits(chunk), None if self.labels is None else self.labels[chunk]
                 taught = self._taught(chunk) if other is None else other.logits(chunk)
                 for at in _slices(len(logits), block):
-                    found[:, chunk][:, at], slope = self._block(
+                    found[:, chunk][:, at] = self._block(
+                        own,
                         logits[at],
                         None if taught is None else taught[at],
                         None if labels is None else labels[at],
                         lost,
-                        sloped=scale is not None,
+                        None if scale is None else own.scale * scale[chunk][at, None],
                     )
-                    if scale is not None and slope is not None:
-                        own.replace(logits[at], slope, scale[chunk][at])
                 if scale is not None:
                     own.add(chunk, logits, sums)
         return found[0], found[1]
@@ -224,6 +235,30 @@ class _Job:
         return self.teacher[chunk] if isinstance(self.teacher, TopTokens) else None
 
     def _block(
+        self,
+        own: _Layer,
+        logits: Tensor,
+        taught: Tensor | TopTokens | None,
+        labels: Tensor | None,
+        lost: Tensor | None,
+        scale: Tensor | None,
+    ) -> Tensor:
+        """Both values [2, r]. The gradient [r, V] of their weighted sum in the products of states and weight,
+        times ``scale`` [r, 1], takes the place of ``logits``."""
+        if own.cap is None and (self.temperature == 1 or labels is None) and lost is None:
+            at = self.temperature
+            if self.divergence == ForwardKL() and isinstance(taught, Tensor):
+                return forward_kl(logits, taught, at, scale=scale, labels=labels, factors=self.factors)
+            if self.divergence is not None and isinstance(taught, TopTokens):
+                return top_values(
+                    self.divergence, logits, taught, at, scale=scale, labels=labels, factors=self.factors
+                )
+        found, slope = self._apart(logits, taught, labels, lost, sloped=scale is not None)
+        if scale is not None and slope is not None:
+            own.replace(logits, slope, scale)
+        return found
+
+    def _apart(
         self,
         logits: Tensor,
         taught: Tensor | TopTokens | None,
@@ -235,7 +270,11 @@ class _Job:
         """Both values [2, r] and the gradient [r, V] of the weighted sum in the student's logits."""
         found, slope = logits.new_zeros(2, len(logits)), None
         tempered = None
-        if self.divergence is not None and taught is not None:
+        if self.divergence is not None and isinstance(taught, TopTokens):
+            slope, ones = logits.clone(), logits.new_ones(len(logits), 1) if sloped else None
+            found[1] = top_values(self.divergence, slope, taught, self.temperature, scale=ones)[1]
+            slope.mul_(self.factors[1])
+        elif self.divergence is not None and isinstance(taught, Tensor):
             tempered = _log_softmax(logits, self.temperature)
             found[1], slope = _divergence(
                 self.divergence, tempered, taught, self.temperature, lost, sloped=sloped
@@ -255,14 +294,14 @@ class _Job:
 class _Layer:
     """One network's way from hidden states to logits and back, in full precision."""
 
-    def __init__(self, network: Hidden, columns: int, rows: int, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, network: Hidden, columns: int, rows: int, dtype: torch.dtype) -> None:
         head = network.unembedding
         self.states, self.weight = network.states.detach(), head.weight.detach()[:columns]
         self.bias = None if head.bias is None else head.bias.detach()[:columns].to(dtype)
         if self.bias is not None:
             self.bias = self.bias.masked_fill(self.bias.isinf(), -torch.inf)
         self.scale, self.cap, self.dtype = head.scale, head.cap, dtype
-        self.buffer = self.states.new_empty(rows, columns, dtype=dtype)
+        self.buffer = room(name, self.states.new_empty(0, dtype=dtype), rows * columns).view(rows, columns)
 
     @property
     def banned(self) -> Tensor | None:
@@ -282,10 +321,10 @@ class _Layer:
         return found if self.cap is None else found.div_(self.cap).tanh_().mul_(self.cap)
 
     def replace(self, logits: Tensor, slope: Tensor, scale: Tensor) -> None:
-        """Put into the place of ``logits`` [r, V] the products' gradient, times ``scale`` [r]."""
+        """Put into the place of ``logits`` [r, V] the products' gradient, times ``scale`` [r, 1]."""
         if self.cap is not None:
             slope.addcmul_(slope, (logits / self.cap).square_(), value=-1)
-        torch.mul(slope, self.scale * scale[:, None], out=logits)
+        torch.mul(slope, scale, out=logits)
 
     def add(self, chunk: slice, slope: Tensor, sums: Sequence[Tensor | None]) -> None:
         """Add to the gradients of states, weight and bias what comes from a chunk's ``slope`` [n, V]."""
@@ -305,23 +344,41 @@ class _Layer:
             yield part, self.weight[part].to(self.dtype)
 
 
+def room(name: str, like: Tensor, count: int) -> Tensor:
+    """``count`` numbers for ``name`` to write into, of the type and on the device of ``like``.
+
+    On a CPU this thread keeps it for the next call, up to the size of a chunk: of memory that is fresh from
+    the system, every page costs as much as some hundred logits. ``release`` gives it back.
+    """
+    if like.device.type != "cpu" or count > CHUNK:
+        return like.new_empty(count)
+    rooms = _KEPT.rooms
+    if len(rooms.get((name, like.dtype), like)) < count:
+        rooms[name, like.dtype] = like.new_empty(count)
+    return rooms.get((name, like.dtype), like)[:count]
+
+
+def release() -> None:
+    """Give back the memory that this thread keeps from call to call: that of a chunk of each network."""
+    _KEPT.rooms.clear()
+
+
 def _divergence(
     divergence: Divergence,
     log_q: Tensor,
-    taught: Tensor | TopTokens,
+    taught: Tensor,
     temperature: float,
     lost: Tensor | None,
     *,
     sloped: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """A divergence's values [r] and, where it is asked for, its gradient [r, V] in logits / T."""
-    if isinstance(taught, TopTokens):
-        return top_values(divergence, log_q, taught, sloped=sloped)
     q, log_p = log_q.exp(), _log_softmax(taught, temperature)
     pair = Pair(q, log_q, log_p.exp(), log_p) if lost is None else seen(log_q, log_p, lost.expand_as(log_q))
     if not sloped:
         return divergence.items(pair), None
-    return divergence.in_logits(pair, q)
+    items, slope = divergence.both(pair)
+    return items, centred(slope, q)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -48,16 +48,6 @@ class Divergence:
         """``items`` and ``slope`` at once; overridden where they share most of their work."""
         return self.items(pair), self.slope(pair)
 
-    def in_logits(self, pair: Pair, q: Tensor) -> tuple[Tensor, Tensor]:
-        """``items`` and the gradient [..., V] in logits / T.
-
-        Args:
-            pair: ``log_p`` may be overwritten.
-            q: the student's softmax with what is lost; may be overwritten.
-        """
-        items, slope = self.both(pair)
-        return items, centred(slope, q)
-
 
 @dataclass(frozen=True)
 class ForwardKL(Divergence):
@@ -80,13 +70,6 @@ class ForwardKL(Divergence):
     def slope(self, pair: Pair) -> Tensor:
         """See ``Divergence.slope``."""
         return -pair.p
-
-    def in_logits(self, pair: Pair, q: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Divergence.in_logits``: q - p, since p sums to 1."""
-        if self.cross_entropy or pair.lost is not None:
-            return super().in_logits(pair, q)
-        gap = torch.sub(pair.log_p, pair.log_q, out=pair.log_p)
-        return torch.linalg.vecdot(pair.p, gap), q.sub_(pair.p)
 
 
 @dataclass(frozen=True)

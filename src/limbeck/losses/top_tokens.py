@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import ShapeError
-from limbeck.losses.divergences import Divergence, Pair, centred, counted_rows, log_distribution, seen
+from limbeck.losses.divergences import Divergence, Pair, counted_rows, log_distribution, seen
 from limbeck.losses.reduction import Reduction, full_precision, reduce
 
 
@@ -77,40 +77,6 @@ def top_divergence(
         rest = torch.where(kept, 0, log_q.exp()).sum(-1, keepdim=True)
     found = outcomes(log_q.gather(-1, ids), log_p.to(log_q), rest)
     return reduce(divergence.items(found), mask=mask, weights=weights, reduction=reduction)
-
-
-def top_values(
-    divergence: Divergence, log_q: Tensor, teacher: TopTokens, *, sloped: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The values [r] and, where asked for, their gradient [r, V] in logits / T, in closed form.
-
-    The tail's slope is shared among its tokens by their probabilities.
-
-    Args:
-        divergence: which.
-        log_q: the student's log-probabilities [r, V].
-        teacher: its top tokens [r, K].
-        sloped: whether the gradient is asked for.
-    """
-    ids, log_p = teacher.ids, teacher.log_probs.detach().to(log_q)
-    known, log_kept = ~log_p.isinf(), log_q.gather(-1, ids)
-    kept, least = log_kept.exp(), torch.finfo(log_q.dtype).tiny
-    others = rest = None
-    if teacher.tail:
-        others = log_q.exp().scatter_add_(-1, ids, torch.where(known, -kept, 0))  # 0 at the teacher's tokens
-        rest = others.sum(-1, keepdim=True)
-    found = outcomes(log_kept, log_p, rest)
-    items = divergence.items(found)
-    if not sloped:
-        return items, None
-    slope = divergence.slope(found)
-    if others is None or rest is None:
-        spread, centre = torch.zeros_like(log_q), centred(slope, found.q)
-    else:
-        total = slope.sum(-1, keepdim=True)
-        spread = others.mul_(slope[:, -1:] / rest.clamp(min=least) - total)
-        centre = slope[:, :-1] - kept * total
-    return items, spread.scatter_add_(-1, ids, torch.where(known, centre, 0))
 
 
 def outcomes(log_q: Tensor, log_p: Tensor, rest: Tensor | None) -> Pair:
