@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limbeck.bounded import bounded
 from limbeck.data.privacy import (
     PATTERNS,
     Pattern,
@@ -140,3 +141,9 @@ def test_wrong_arguments_are_named() -> None:
         insert_canaries("word", PIN, ["1234"], 1, generator())
     with pytest.raises(ConfigError, match="times is -1"):
         insert_canaries("a b", PIN, ["1234"], -1, generator())
+
+
+def test_an_expression_without_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.data.privacy.bounded", lambda: bounded(0.2))
+    with pytest.raises(ConfigError, match=r"'\(a\+\)\+b' does not come to an end in a text of 60"):
+        Pattern("(a+)+b")("a" * 60)

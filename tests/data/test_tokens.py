@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limbeck.bounded import bounded
 from limbeck.contracts import Spec
 from limbeck.data.aligned import aligned_rows
 from limbeck.data.texts import Corpus, Document, Reading
@@ -146,6 +147,14 @@ def test_a_chat_template_stands_around_prompts() -> None:
     assert tokenizer.decode(asked) == "a:c?b:"
     assert (tokenizer.decode(told[:-1]), told[-1]) == ("ab", tokenizer.eos_token_id)
     assert encode(Document("ab"), tokenizer, template=True) == encode(Document("ab"), tokenizer)
+
+
+def test_a_chat_template_without_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.data.tokens.bounded", lambda: bounded(0.2))
+    tokenizer = characters(["abc?:"])
+    tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ConfigError, match=r"chat template fails \(it takes more than 0.2 s\)"):
+        encode(Document("ab", prompt="c?"), tokenizer, template=True)
 
 
 def test_rows_are_joined() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -378,10 +380,45 @@ def paths_of(name: str) -> list[tuple[Any, ...]]:
 
 _paths: dict[str, list[tuple[Any, ...]]] = {}
 
+
+def processes(random: Random, folder: Path, count: int) -> Iterator[Case]:
+    """Recipe files and odd words given to the program itself; each takes seconds, so there are few."""
+    texts = [registry.recipe(name).read_text(encoding="utf-8") for name in shipped()]
+    for _ in range(-(-count // 8)):
+        text, words = mutated_text(random, random.choice(texts)), ["--json"]
+        if random.random() < 0.3:
+            words.append(random.choice(WORDS))
+        if not any("\0" in word or "\ud800" in word for word in words):  # no process can be given these
+            yield Case(
+                f"limbeck show {text!r} {words}",
+                lambda text=text, words=words: refused_by_program("show", written(folder, text), *words),
+            )
+
+
+def refused_by_program(*arguments: str) -> None:
+    """Run the program as a user does.
+
+    Raises:
+        LimbeckError: it was refused as it must: exit code 2 and one line.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "limbeck", *arguments],
+        capture_output=True, text=True, errors="backslashreplace", check=False,
+    )  # fmt: skip
+    if done.returncode == 0:
+        return
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2, f"exit code {done.returncode}: {done.stderr}"
+    assert lines and lines[-1].startswith("limbeck: "), done.stderr
+    assert all(line.startswith("warning: ") for line in lines[:-1]), done.stderr
+    raise LimbeckError(lines[-1])
+
+
 KINDS = {
     "recipes from a grammar": (12, grammar),
     "recipes with changed fields": (6, changed_fields),
     "recipes with changed text": (8, changed_text),
     "recipe bombs and tags": (4, bombs),
     "overrides": (10, overrides),
+    "commands as processes": (1, processes),
 }

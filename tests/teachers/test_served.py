@@ -111,8 +111,8 @@ def test_its_answers_are_those_of_the_same_model_here(tmp_path: Path) -> None:
 
 
 def test_what_is_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_KEY", "secret")
-    endpoint(server, key_variable="SOME_KEY").top([[1, 2, 3]], 16)
+    monkeypatch.setenv("LIMBECK_SOME_KEY", "secret")
+    endpoint(server, key_variable="LIMBECK_SOME_KEY").top([[1, 2, 3]], 16)
     endpoint(server).top([[1, 2, 3]], 16)
     assert server.asked[0] == {
         "model": "teacher", "prompt": [[1, 2, 3]], "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": K,
@@ -182,8 +182,8 @@ def test_it_teaches_live_logits_and_a_single_epoch(
 def test_the_key_is_written_nowhere(
     place: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SOME_KEY", "very-secret")
-    api.run(given(place, server, "teacher.key_variable=SOME_KEY"), out=tmp_path / "run", quiet=True)
+    monkeypatch.setenv("LIMBECK_SOME_KEY", "very-secret")
+    api.run(given(place, server, "teacher.key_variable=LIMBECK_SOME_KEY"), out=tmp_path / "run", quiet=True)
     assert all(headers["Authorization"] == "Bearer very-secret" for headers in server.headers)
     assert not any(b"very-secret" in file.read_bytes() for file in (tmp_path / "run").rglob("*.*"))
 
@@ -300,9 +300,14 @@ def test_another_model_is_named(place: Path) -> None:
 
 
 def test_a_key_that_is_not_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SOME_KEY", raising=False)
-    with pytest.raises(ConfigError, match="key_variable is 'SOME_KEY' but the environment has none such"):
-        endpoint(server, key_variable="SOME_KEY").check()
+    monkeypatch.delenv("LIMBECK_SOME_KEY", raising=False)
+    with pytest.raises(ConfigError, match="'LIMBECK_SOME_KEY' but the environment has none such"):
+        endpoint(server, key_variable="LIMBECK_SOME_KEY").check()
+
+
+def test_a_key_that_was_meant_for_others(server: Server) -> None:
+    with pytest.raises(ConfigError, match="'AWS_KEY': allowed are names that begin with LIMBECK_"):
+        Served(url=server.url, model="teacher", tokenizer_name="none", key_variable="AWS_KEY")
 
 
 # A server that stops

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from limbeck.bounded import bounded
 from limbeck.errors import ConfigError, DataError, unknown
 
 Scores = npt.NDArray[np.float32]
@@ -34,7 +35,7 @@ class Pattern:
         score: in (0, 1].
 
     Raises:
-        ConfigError: no regular expression, or a wrong score.
+        ConfigError: no regular expression, or a wrong score; when called, one that takes seconds on a text.
     """
 
     expression: str
@@ -50,9 +51,16 @@ class Pattern:
 
     def __call__(self, text: str) -> Scores:
         scores = np.zeros(len(text), np.float32)
-        for found in re.finditer(self.expression, text):
-            start, stop = found.span("private" if "private" in found.re.groupindex else 0)
-            scores[start:stop] = self.score
+        try:
+            with bounded():
+                for found in re.finditer(self.expression, text):
+                    start, stop = found.span("private" if "private" in found.re.groupindex else 0)
+                    scores[start:stop] = self.score
+        except TimeoutError as error:
+            raise ConfigError(
+                f"the expression {self.expression!r} does not come to an end in a text of {len(text)} "
+                f"characters ({error}): write it without repetitions within repetitions"
+            ) from error
         return scores
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from limbeck.bounded import bounded
 from limbeck.contracts import Batch
 from limbeck.data.ordered import Ordered
 from limbeck.data.privacy import Scores, privacy_scores, token_scores
@@ -166,7 +167,8 @@ def _templated(tokenizer: Any, prompt: str) -> str:
     """What a prompt is within the tokenizer's chat template."""
     turns = [{"role": "user", "content": prompt}]
     try:
-        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        with bounded():
+            text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # the template is a program of the tokenizer's author
         raise ConfigError(
             f"the tokenizer's chat template fails ({' '.join(str(error).split())[:200]}): set data.template "

@@ -17,6 +17,8 @@ from limbeck.nets.causal_lm import TextInput
 from limbeck.nets.endpoint import Endpoint
 from limbeck.nets.language_models import load_tokenizer
 
+OWN = "LIMBECK_"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Served(Teacher):
@@ -35,8 +37,9 @@ class Served(Teacher):
         k: how many of the most probable tokens are asked for.
         timeout: seconds that an answer may take.
         retries: further attempts where the server fails, with pauses of 1, 2, 4, ... seconds between them.
-        key_variable: the environment variable that holds the server's key, which is written nowhere; empty =
-            no key is sent.
+        key_variable: the environment variable that holds the server's key, which is written nowhere; its
+            name begins with LIMBECK_, so that no recipe can send what was meant for others. Empty = no key
+            is sent.
 
     Raises:
         ConfigError: a field out of its range, or an address that is none of the web.
@@ -53,6 +56,11 @@ class Served(Teacher):
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"url is {self.url!r}: allowed are those that begin with http:// or https://")
+        if self.key_variable and not self.key_variable.startswith(OWN):
+            raise ConfigError(
+                f"key_variable is {self.key_variable!r}: allowed are names that begin with {OWN}: set "
+                f"{OWN}KEY to the server's key, say, and name that"
+            )
         for name, least in (("k", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: allowed are values of at least {least}")
