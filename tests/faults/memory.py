@@ -27,11 +27,11 @@ MOST = (
     1024  # bytes a step, 2 MiB over all: a page of an allocator is far less, a tensor that is kept far more
 )
 LONG = {
-    "static": (10, ()),
+    "static": (12, ()),
     "continual": (10, ("scenario.tasks=5", "student.prompts.pool=5", "teacher.prompts.pool=5")),
-    "language": (5, ()),
+    "language": (24, ()),
 }
-"""How many steps a run takes for each epoch, and what else it is told."""
+"""How many steps a run takes for each epoch, over all its stages, and what else it is told."""
 
 
 def resident() -> int:
@@ -71,7 +71,7 @@ def slope(readings: list[int]) -> dict[str, float]:
 def one(root: Path, name: str) -> dict[str, Any]:
     """The memory of a run of one procedure."""
     each, more = LONG[name]
-    longer = (*more, f"scenario.epochs={(WARM + STEPS) // each}", "engine.checkpoint_seconds=2")
+    longer = (*more, f"scenario.epochs={-(-(WARM + STEPS) // each)}", "engine.checkpoint_seconds=2")
     recipe = procedures.recipe(root / "networks", name, root / "caches", *longer)
     readings = FORK.Array("q", (WARM + STEPS) // EVERY)
     process = FORK.Process(target=watched, args=(recipe, root / name, readings))
