@@ -137,6 +137,7 @@ def test_the_temperature_is_chosen_on_the_validation_part() -> None:
     assert facts["c"] == module.c == 20.0
     assert list(facts["errors"]) == ["0.5", "1", "20"]
     assert min(facts["errors"].values()) == facts["errors"]["20"]
+    assert facts["c_at_the_end_of_grid"]
     assert facts["coverage"] == pytest.approx(1, abs=1e-5)
     again = built(scaling="power", grid=(0.5, 1.0, 20.0))
     again.prepare(SimpleNamespace(held_out=course.held_out, once=lambda name, _: course.kept[name]))

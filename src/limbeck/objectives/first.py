@@ -36,7 +36,8 @@ class FIRST(Objective):
             ``probability`` (a softmax over probabilities, as the official code has it).
         c: temperature > 0 of the latter two. None = that of ``grid`` at which the teacher's calibration error
             on the validation part is smallest, the first of equals; chosen before the student's training.
-        grid: the temperatures to choose from.
+        grid: the temperatures to choose from; where the result says ``c_at_the_end_of_grid``, a wider one may
+            hold a better one.
         bins: of the calibration error.
         delta: label smoothing in place of a temperature, >= 0: taken from the first probability and shared
             among the others; 0 = none; the official code's is 0.1.
@@ -148,7 +149,11 @@ class Trusted(nn.Module):
             chosen = choose_temperature(
                 kept, torch.cat(answers), plan.grid, scaling=plan.scaling, bins=plan.bins
             )
-            found |= {"c": chosen.c, "errors": errors_by(plan.grid, chosen.errors)}
+            found |= {
+                "c": chosen.c,
+                "c_at_the_end_of_grid": chosen.c in (min(plan.grid), max(plan.grid)),
+                "errors": errors_by(plan.grid, chosen.errors),
+            }
         return found
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, at: Progress) -> dict[str, Tensor]:
