@@ -16,6 +16,7 @@ from tests.report.sample_run import write_static
 from tests.report.test_page import outline
 from tests.test_cli import call
 
+from limbeck.report.arena import write_arena
 from limbeck.report.card import write_card
 from limbeck.report.compare import compare
 from limbeck.report.markdown import block, code, inline
@@ -24,6 +25,7 @@ from limbeck.report.summary import print_summary
 from limbeck.terminal import Terminal
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'{{7*7}}|\n---\nlicense: mit\n# $\\x$ \x1b[31m\u202e`"
+ARENA = Path(__file__).parents[2] / "demonstrations" / "arena" / "kd-cnn-fashion.json"
 HARMLESS = {"title", "style", "svg", "path", "line", "rect", "circle", "g", "text", "a"}
 
 
@@ -69,6 +71,15 @@ def test_the_page_shows_them_as_text(run: Path) -> None:
     assert "\x1b" not in text and "\u202e" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert not {name for name in outline(run / "report.html").links if "alert" in name}
+
+
+def test_the_page_of_an_arena_shows_them_as_text(tmp_path: Path) -> None:
+    data = spoilt(json.loads(ARENA.read_text()))
+    text = write_arena(data, tmp_path / "arena.html").read_text(encoding="utf-8")
+    assert "<script" not in text and "<img" not in text and "onerror=alert(1)>" not in text
+    assert "\x1b" not in text and "\u202e" not in text
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 20
+    assert not {name for name in outline(tmp_path / "arena.html").links if "alert" in name}
 
 
 def test_the_card_keeps_its_front_matter_and_its_parts(run: Path) -> None:
