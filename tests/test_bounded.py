@@ -21,6 +21,17 @@ def test_what_takes_too_long_is_ended() -> None:
         forever()
 
 
+def test_what_swallows_the_alarm_meets_the_next_one() -> None:
+    def deaf() -> None:
+        try:
+            forever()
+        except Exception:
+            forever()
+
+    with pytest.raises(TimeoutError), bounded(0.1):
+        deaf()
+
+
 def test_what_ends_in_time_is_left_alone() -> None:
     with bounded(0.1):
         pass

@@ -314,7 +314,7 @@ def doctor(*, as_json: Json = False) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 something the user can mend; resumable: 75 where a server does not
-    answer, 130 interrupted."""
+    answer or a rank is gone, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:

@@ -403,7 +403,7 @@ def refused_by_program(*arguments: str) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-m", "limbeck", *arguments],
-        capture_output=True, text=True, errors="backslashreplace", check=False,
+        capture_output=True, text=True, errors="backslashreplace", check=False, timeout=60,
     )  # fmt: skip
     if done.returncode == 0:
         return

@@ -145,11 +145,11 @@ def test_float32(divergence: Divergence) -> None:
 @given(seeds, st.integers(0, 12), st.integers(1, 40), st.integers(1, 13))
 def test_any_shape_and_any_chunk(seed: int, rows: int, tokens: int, chunk: int) -> None:
     case = Case(rows, tokens, seed, bias=bool(seed % 2))
-    found = chunked(case.student, JSD(0.3), case.teacher, labels=case.labels, rows=chunk).loss
-    wanted = plain(case, JSD(0.3), case.teacher)
-    if rows:
-        wanted = wanted + F.cross_entropy(logits(case.student), case.labels)
-    assert_same(case, found, wanted)
+    hard = F.cross_entropy(logits(case.student), case.labels) if rows else 0.0
+    for divergence in (JSD(0.3), ForwardKL()):
+        for teacher in (case.teacher, case.top(min(3, tokens))):
+            found = chunked(case.student, divergence, teacher, labels=case.labels, rows=chunk).loss
+            assert_same(case, found, plain(case, divergence, teacher) + hard)
 
 
 @pytest.mark.parametrize("divergence", [ReverseKL(), ForwardKL()])
@@ -178,6 +178,39 @@ def test_what_is_kept_for_the_next_call_changes_nothing() -> None:
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
     assert len(room("other", small.states.detach(), CHUNK + 1)) == CHUNK + 1
     assert len(room("other", small.states.detach()[:0, 0], 0)) == 0
+
+
+def test_a_call_in_inference_mode_leaves_nothing_behind() -> None:
+    case = Case()
+    release()
+    with torch.inference_mode():
+        chunked_items(case.student, ForwardKL(), case.teacher)
+    assert_same(
+        case, chunked(case.student, ForwardKL(), case.teacher).loss, plain(case, ForwardKL(), case.teacher)
+    )
+
+
+def test_a_tail_of_next_to_nothing_has_a_finite_gradient() -> None:
+    states = torch.eye(2).requires_grad_()
+    student = Hidden(states, Unembedding(torch.tensor([[0.0, 0.0], [-90.0, -90.0], [-120.0, -120.0]])))
+    top = TopTokens(torch.zeros(2, 1, dtype=torch.int64), torch.full((2, 1), 0.3).log())
+    loss = chunked(student, ForwardKL(), top, divergence_weight=20.0).loss
+    (found,) = torch.autograd.grad(loss, states)
+    assert found.isfinite().all() and found.abs().max() > 1
+
+
+@every
+def test_where_every_known_token_is_banned_there_is_nothing(divergence: Divergence) -> None:
+    case = Case()
+    assert case.bias is not None
+    top = replace(case.top(2), tail=False)
+    with torch.no_grad():
+        case.bias[top.ids[4]] = -torch.inf
+    _, soft = chunked_items(case.student, divergence, top)
+    assert soft[4] == 0 and soft.isfinite().all()
+    found = case.grads(chunked(case.student, divergence, top).loss)
+    assert all(g.isfinite().all() for g in found)
+    assert not found[0][4].any()
 
 
 def test_no_row_gives_zero_with_a_gradient() -> None:

@@ -215,7 +215,7 @@ def together() -> Iterator[None]:
         if ranks.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         if not ranks.speaks():
-            raise SystemExit(2) from error
+            raise SystemExit(RankError.code) from error
         raise RankError(
             f"rank {ranks.number} of {ranks.size} has lost another one, so all stop: see there why, then go "
             "on with: limbeck resume FOLDER"

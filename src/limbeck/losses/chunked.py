@@ -271,9 +271,10 @@ class _Job:
         found, slope = logits.new_zeros(2, len(logits)), None
         tempered = None
         if self.divergence is not None and isinstance(taught, TopTokens):
-            slope, ones = logits.clone(), logits.new_ones(len(logits), 1) if sloped else None
-            found[1] = top_values(self.divergence, slope, taught, self.temperature, scale=ones)[1]
-            slope.mul_(self.factors[1])
+            copy = logits.clone()
+            ones = logits.new_ones(len(logits), 1) if sloped else None
+            found[1] = top_values(self.divergence, copy, taught, self.temperature, scale=ones)[1]
+            slope = copy.mul_(self.factors[1]) if sloped else None
         elif self.divergence is not None and isinstance(taught, Tensor):
             tempered = _log_softmax(logits, self.temperature)
             found[1], slope = _divergence(
@@ -306,7 +307,8 @@ class _Layer:
     @property
     def banned(self) -> Tensor | None:
         """The tokens [V] whose logits are infinite; None = there are none."""
-        return None if self.bias is None or self.cap is not None else self.bias.isinf()
+        banned = None if self.bias is None or self.cap is not None else self.bias.isinf()
+        return banned if banned is not None and banned.any() else None
 
     def logits(self, chunk: slice) -> Tensor:
         """Logits [n, V] of the rows of a chunk, in a place that the next chunk takes again."""
@@ -350,16 +352,19 @@ def room(name: str, like: Tensor, count: int) -> Tensor:
     On a CPU this thread keeps it for the next call, up to the size of a chunk: of memory that is fresh from
     the system, every page costs as much as some hundred logits. ``release`` gives it back.
     """
-    if like.device.type != "cpu" or count > CHUNK:
+    if type(like) is not Tensor or like.device.type != "cpu" or count > CHUNK:
         return like.new_empty(count)
-    rooms = _KEPT.rooms
-    if len(rooms.get((name, like.dtype), like)) < count:
-        rooms[name, like.dtype] = like.new_empty(count)
-    return rooms.get((name, like.dtype), like)[:count]
+    key = (name, like.dtype)
+    kept = _KEPT.rooms.get(key)
+    if kept is None or len(kept) < count:
+        with torch.inference_mode(False):  # what is made in that mode could not be written into outside
+            kept = _KEPT.rooms[key] = like.new_empty(count)
+    return kept[:count]
 
 
 def release() -> None:
-    """Give back the memory that this thread keeps from call to call: that of a chunk of each network."""
+    """Give back the memory that this thread keeps from call to call: that of a chunk of each network, in each
+    type that was computed in."""
     _KEPT.rooms.clear()
 
 

@@ -62,7 +62,9 @@ def top_values(
             spread, centre = torch.zeros_like(rest), by_divergence * centred(slope, found.q)
         if labels is not None:
             spread, centre = spread + by_labels, centre + by_labels * kept
-        others.mul_(spread * scale / total).scatter_add_(-1, ids, torch.where(known, centre * scale, 0))
+        most = torch.finfo(logits.dtype).max  # a tail of next to nothing asks for more
+        others.mul_((spread * scale / total).clamp(-most, most))
+        others.scatter_add_(-1, ids, torch.where(known, centre * scale, 0))
         if labels is not None:
             others.scatter_add_(-1, labels[:, None], -by_labels * scale)
     return torch.stack([cross[:, 0], divergence.items(found)])

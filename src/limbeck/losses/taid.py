@@ -32,19 +32,24 @@ class TAID(Divergence):
 
     def items(self, pair: Pair) -> Tensor:
         """See ``Divergence.items``."""
-        log_target = self.target(pair).log_softmax(-1)
+        log_target = kept(self.target(pair).log_softmax(-1), pair)
         gap = -pair.log_q if self.cross_entropy else log_target.nan_to_num(neginf=0.0) - pair.log_q
         return (log_target.exp() * gap).sum(-1)
 
     def slope(self, pair: Pair) -> Tensor:
         """See ``Divergence.slope``."""
-        return self.target(pair).softmax(-1).neg_()
+        return kept(self.target(pair).softmax(-1), pair).neg_()
 
     def target(self, pair: Pair) -> Tensor:
         """Logits of p_t: a softmax does not see that these were logits once, and are logarithms now."""
         log_q = pair.log_q.detach()
         mixed = log_q + self.t * (pair.log_p - log_q)
         return mixed if pair.lost is None else mixed.masked_fill(pair.lost, -torch.inf)
+
+
+def kept(values: Tensor, pair: Pair) -> Tensor:
+    """``values`` with 0 where something is lost: a softmax of lost tokens alone is NaN."""
+    return values if pair.lost is None else values.masked_fill(pair.lost, 0)
 
 
 def intermediate(student: Tensor, teacher: Tensor, t: float | Tensor) -> Tensor:
