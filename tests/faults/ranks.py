@@ -174,10 +174,54 @@ def failed(folder: Path) -> dict[str, Any]:
     return {**found, "sound": once and found["codes"] == [2, 2] and not found["traceback"]}
 
 
+def interrupted(folder: Path) -> dict[str, Any]:
+    """Ctrl-C reaches both: they stop behind the same step, one says so, and the run can go on."""
+    folder.mkdir()
+    uncut, cut = place(folder / "uncut"), place(folder / "cut")
+    task("long", uncut, 2)
+    processes, since = launched("-m", TASK, "long", cut), time.monotonic()
+    begun(cut / "killed", processes)
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    both = ended(processes)
+    said = [line for _, text in both for line in spoken(text)]
+    found: dict[str, Any] = {
+        "seconds": time.monotonic() - since, "codes": [code for code, _ in both], "said": said,
+        "free": _free(cut / "killed"),
+    }  # fmt: skip
+    task("on", cut, 2)
+    found["difference_when_resumed"] = difference(cut / "killed", uncut / "killed")
+    told_once = len(said) == 1 and found["codes"] == [130, 130] and found["free"]
+    return {**found, "sound": told_once and found["difference_when_resumed"] == 0}
+
+
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "resume": matrix, "sharded": sharded, "killed": killed, "killed_under_torchrun": killed_under_torchrun,
-    "failed": failed,
+    "failed": failed, "interrupted": interrupted,
 }  # fmt: skip
+
+
+def table(parts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the page shows: for each case how far weights are apart, or how all ranks stopped."""
+    rows: list[dict[str, Any]] = []
+    for part, found in parts.items():
+        pairs = found.get("largest_difference", {})
+        rows += [
+            {"case": name if part == "resume" else f"FSDP2, {name}", "largest difference": f"{value:.1e}"}
+            for name, value in pairs.items()
+        ]
+        cases = {name: each for name, each in found.items() if isinstance(each, dict) and "said" in each}
+        if "said" in found:
+            cases = {"": found}
+        for name, each in cases.items():
+            resumed = each.get("difference_when_resumed")
+            rows.append({
+                "case": f"{part.replace('_', ' ')} {name}".strip(),
+                "largest difference": "" if resumed is None else f"{resumed:.1e}, resumed",
+                "all stopped after, s": f"{each['seconds']:.1f}",
+                "said": " / ".join(each["said"]).removeprefix("limbeck: "),
+            })  # fmt: skip
+    return rows
 
 
 def main() -> int:
@@ -186,20 +230,25 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(PARTS))
     given = parser.parse_args()
-    found: dict[str, Any] = {
-        "command": "python -m tests.faults.ranks", "ranks": 2, "backend": "gloo", "seed": 0,
-        "versions": versions(), "tolerance": WITHIN, "seconds_allowed": SECONDS, "parts": {},
-    }  # fmt: skip
+    parts: dict[str, Any] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for name in given.only:
-            found["parts"][name] = PARTS[name](Path(folder) / name)
-            print(name, json.dumps(found["parts"][name], indent=1), flush=True)
-    found["seconds"] = time.monotonic() - began
-    found["sound"] = all(part["sound"] for part in found["parts"].values())
+            found = PARTS[name](Path(folder) / name)
+            parts[name] = json.loads(json.dumps(found).replace(folder, "FOLDER"))
+            print(name, json.dumps(parts[name], indent=1), flush=True)
+    sound = all(part["sound"] for part in parts.values())
     given.out.mkdir(parents=True, exist_ok=True)
-    write_json(given.out / "ranks.json", found)
-    return 0 if found["sound"] else 1
+    write_json(given.out / "ranks.json", {
+        "what": "Two processes on one run (gloo, one thread each): against one process, cut off and resumed "
+        "by as many and by another number, with networks that are shared out; a rank that is killed, one "
+        "that fails, both interrupted. Differences are of a weight, of the largest weight: at most "
+        f"{WITHIN:g}, and 0 where as many go on. All stop within {SECONDS:g} s, with one line.",
+        "holds": sound, "command": "python -m tests.faults.ranks --out FOLDER", "seed": 0,
+        "seconds": round(time.monotonic() - began), "table": table(parts), "parts": parts,
+        "versions": versions(),
+    })  # fmt: skip
+    return 0 if sound else 1
 
 
 if __name__ == "__main__":
