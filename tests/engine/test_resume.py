@@ -22,7 +22,8 @@ from torch import nn
 
 from limbeck import api
 from limbeck.contracts import Batch, Progress
-from limbeck.engine import state
+from limbeck.engine import run as run_module
+from limbeck.engine import shared, state
 from limbeck.engine.fit import fit
 from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
@@ -164,6 +165,25 @@ def test_killed_while_a_checkpoint_is_written(
             begin(place, "plain", tmp_path / "run", EVERY_STEP)
     api.resume(tmp_path / "run", quiet=True)
     small.assert_same(tmp_path / "run", whole)
+
+
+def cut_off(stem: Path, _: Any) -> None:
+    """What safetensors has on the disk before it puts a file in its place."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    (stem.parent / ".tmpA1b2C3").write_bytes(b"half")
+
+
+@pytest.mark.parametrize("owner", [shared, run_module], ids=["a kept teacher", "a checkpoint"])
+def test_nothing_half_written_is_left(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any
+) -> None:
+    with monkeypatch.context() as deadly, pytest.raises(Killed):
+        dies_at(deadly, owner, "write_state", 1, cut_off)
+        begin(place, "plain", tmp_path / "run", "engine.reuse_teachers=true")
+    assert len(list(tmp_path.rglob(".tmpA1b2C3"))) == 1
+    api.resume(tmp_path / "run", quiet=True)
+    small.assert_same(tmp_path / "run", uninterrupted(place, "plain"))
+    assert not list(tmp_path.rglob(".tmp*"))
 
 
 def test_killed_again_and_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

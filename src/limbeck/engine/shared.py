@@ -60,7 +60,12 @@ class Teachers:
 
     def keep(self, run: Run, stage: str, net: torch.nn.Module) -> None:
         """Store the state of ``net``, which ``stage`` trained to its end, unless it is there already."""
-        if run.pending is not None or run.probing:
+        if run.probing:
+            return
+        if run.pending is not None:  # an earlier attempt came this far, and may have been killed right here
+            if run.ranks.first:
+                with locked(self.stem.parent):
+                    return
             return
         state = variable_state(net)  # asked for by all ranks, should it be shared out among them
         if not run.ranks.first:

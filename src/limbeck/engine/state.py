@@ -115,11 +115,15 @@ def sweep(folder: Path) -> None:
 
     No other process may be at work there.
     """
-    for cut_off in folder.rglob(".*.tmp"):
+    for cut_off in (path for pattern in CUT_OFF for path in folder.rglob(pattern)):
         if cut_off.is_dir():
             shutil.rmtree(cut_off)
         else:
             cut_off.unlink()
+
+
+CUT_OFF = (".*.tmp", ".tmp" + 6 * "[A-Za-z0-9]")
+"""Names of what is being written: by us, and by safetensors, which has a temporary file of its own."""
 
 
 @contextmanager
