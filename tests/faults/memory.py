@@ -96,8 +96,8 @@ def carry_out(out: Path) -> dict[str, Any]:
         runs = [one(root, name) for name in LONG]
     found = {
         "what": f"Resident memory over {STEPS:,} steps behind {WARM:,} that warm up, with checkpoints every "
-        f"two seconds. Flat means a slope of less than {MOST:,} bytes a step. A stream of five tasks keeps the "
-        "test images of each, as they are shown.",
+        f"two seconds. Flat means a slope of less than {MOST:,} bytes a step. A stream of five tasks keeps "
+        "the test images of each, as they are shown.",
         "holds": all(abs(each["slope, bytes a step"]) < MOST for each in runs),
         "command": "python -m tests.faults.memory --out FOLDER",
         "seconds": round(time.monotonic() - began),
