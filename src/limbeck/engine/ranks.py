@@ -146,15 +146,17 @@ class Ranks:
             read_lengths=_sizes(_row_bounds(read, bounds)),
         )  # fmt: skip
 
-    def speaks(self) -> bool:
-        """Whether no other rank has failed before this one, which is then the one to say why."""
+    def silenced(self, code: int) -> int | None:
+        """The exit code of the rank that failed before this one, and says why; None = this one is to say it,
+        and to exit with ``code``."""
         if self.store is None:
-            return True
+            return None
+        own = f"{self.number}:{code}"
         try:
-            known: bytes = self.store.compare_set("limbeck/failed", "", str(self.number))
+            known: str = self.store.compare_set("limbeck/failed", "", own).decode()
         except RuntimeError:  # the store died with the rank that held it
-            return True
-        return known == str(self.number).encode()
+            return None
+        return None if known == own else int(known.partition(":")[2])
 
 
 @cache
@@ -208,14 +210,14 @@ def together() -> Iterator[None]:
             yield
         ranks.wait()
     except LimbeckError as error:
-        if not ranks.speaks():
-            raise SystemExit(error.code) from error
+        if (code := ranks.silenced(error.code)) is not None:
+            raise SystemExit(code) from error
         raise
     except RuntimeError as error:
         if ranks.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        if not ranks.speaks():
-            raise SystemExit(RankError.code) from error
+        if (code := ranks.silenced(RankError.code)) is not None:
+            raise SystemExit(code) from error
         raise RankError(
             f"rank {ranks.number} of {ranks.size} has lost another one, so all stop: see there why, then go "
             "on with: limbeck resume FOLDER"
