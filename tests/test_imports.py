@@ -11,7 +11,7 @@ import pytest
 import limbeck
 
 ROOT = Path(limbeck.__file__).parent
-GROUND = {"errors", "contracts", "registry", "plain", "config", "terminal"}
+GROUND = {"bounded", "errors", "contracts", "registry", "plain", "config", "terminal"}
 FLOORS = {
     **dict.fromkeys(("losses", "metrics", "nets"), 0),
     **dict.fromkeys(("data", "engine"), 1),
