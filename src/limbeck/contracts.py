@@ -390,6 +390,11 @@ class Net(nn.Module):
         """The networks within it that are used by themselves when it has learnt, by name."""
         return {}
 
+    def sharable(self) -> nn.Module | None:
+        """The part whose lists and sequences hold the blocks that ranks can share out among them; None = it
+        has none, or runs parts of their weights."""
+        return self
+
     def key_accuracy(self, query: Tensor, task: int) -> Tensor | None:
         """Share of ``query`` [N, query_dim], all of ``task``, that find that task's prompts, in [0, 1].
 

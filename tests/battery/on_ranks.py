@@ -28,14 +28,13 @@ from limbeck import registry
 from limbeck.contracts import Batch, Needs, Net, Objective, Outputs, Progress, Selection, Unembedding
 from limbeck.engine.distillation import Distillation, combine
 from limbeck.engine.ranks import Ranks, here
-from limbeck.engine.shards import share_out, whole
+from limbeck.engine.shards import blocks, share_out, whole
 from limbeck.objectives.divergence import TokenDivergence
 from limbeck.objectives.labels import Labels
 
 STEPS = 2
 PARTS = (torch.tensor([0, 1, 2, 3, 4]), torch.tensor([5, 2, 0]))  # uneven for two
 LAST = torch.tensor([3])  # leaves one of two without a row
-SHARED_OUT = ("causal_lm", "cifar_resnet", "llama", "mlp", "timm")  # whose blocks ranks can share out
 SINGLE = {"talking", "elastic", "influence"}  # compute parts in float32, whatever they are given
 
 
@@ -62,7 +61,6 @@ def compared(
     alone, together = make(), make()
     if shards:
         student: Any = together.get_submodule("student")
-        student.partial = False  # these learn as a whole
         share_out(student, "student", ranks, torch.device("cpu"))
         assert any(isinstance(p, DTensor) for p in together.parameters())
     call, found = ranks.wrapped(together), []
@@ -229,10 +227,11 @@ def main(folder: Path) -> None:
         "teachers": nets("teachers", folder), "selectors": selectors(folder),
     }  # fmt: skip
     found: dict[str, dict[str, Any]] = {"shards": {}}
-    for name, make, batches in nets("students", folder):
-        if name in SHARED_OUT:
-            with said(found["shards"], name):
-                found["shards"][name] = compared(make, batches, ranks, shards=True)
+    for kind in ("students", "teachers"):
+        for name, make, batches in nets(kind, folder):
+            if list(blocks(make().get_submodule("student"))):
+                with said(found["shards"], name):
+                    found["shards"][name] = compared(make, batches, ranks, shards=True)
     for wing, choices in wings.items():
         found[wing] = {}
         for name, make, batches in choices:

@@ -48,8 +48,8 @@ def resumed(place: Path) -> None:
 
 
 def sharded(place: Path) -> None:
-    """Run the recipe with whole networks and with shared ones; the last of these is also cut off."""
-    for shard in ("none", "teacher", "student", "both"):
+    """Run the recipe with whole networks, and as two with shared ones; the last of these is also cut off."""
+    for shard in ("none", "teacher", "student", "both")[: 1 if here().size == 1 else None]:
         recipe = config.load(place / "recipe.yaml", [f"engine.shard={shard}"])
         api.run(recipe, out=place / f"{shard}{here().size}", quiet=True)
     if here().size == 2:

@@ -72,19 +72,30 @@ def matrix(folder: Path) -> dict[str, Any]:
 
 
 def sharded(folder: Path) -> dict[str, Any]:
-    """A language model that learns from another: both whole, one of them shared out, or both; cut off too."""
+    """A network that learns from another, a language model and a stream of tasks: both whole, one of them
+    shared out, or both; cut off too."""
     folder.mkdir()
-    asked = small_texts.given(
-        folder, "scenario.epochs=1", "student.layers=2", "scenario.optim.clip=1.0",
-        f"engine.cache_root={folder / 'caches'}",
-    )  # fmt: skip
-    (folder / "recipe.yaml").write_text(plain.write(asked))
-    task("sharded", folder, 2)
-    task("sharded", folder, 1)
-    found = {name: difference(folder / f"{name}2", folder / "none1") for name in SHARDS}
-    found["both, resumed by two, both"] = difference(folder / "same2", folder / "both2")
-    found["both, resumed by one, none"] = difference(folder / "other2", folder / "none1")
-    exact = found["both, resumed by two, both"] == 0
+    caches = f"engine.cache_root={folder / 'caches'}"
+    small_text = ("scenario.epochs=1", "student.layers=2", "scenario.optim.clip=1.0")
+    recipes = {
+        "language": small_texts.given(folder, caches, *small_text),
+        "continual": small.given(folder, caches, "scenario.epochs=1"),
+    }
+    found: dict[str, float] = {}
+    for name, recipe in recipes.items():
+        runs = folder / name
+        runs.mkdir()
+        (runs / "recipe.yaml").write_text(plain.write(recipe))
+        task("sharded", runs, 2)
+        task("sharded", runs, 1)
+        pairs = {shard: (f"{shard}2", "none1") for shard in SHARDS} | {
+            "both, resumed by two, both": ("same2", "both2"),
+            "both, resumed by one, none": ("other2", "none1"),
+        }
+        found |= {
+            f"{name}: {case}": difference(runs / one, runs / other) for case, (one, other) in pairs.items()
+        }
+    exact = all(value == 0 for case, value in found.items() if case.endswith("by two, both"))
     return {"largest_difference": found, "sound": exact and max(found.values()) < WITHIN}
 
 

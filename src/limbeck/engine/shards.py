@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from limbeck.contracts import Net
 from limbeck.engine.ranks import Ranks
 from limbeck.errors import ConfigError
+from limbeck.nets.prefix import PROMPTED
 
 MARK = "_limbeck_whole"  # a block's whole state, kept where it is asked for by one rank alone
 
@@ -28,34 +29,38 @@ def share_out(net: Net, who: str, ranks: Ranks, device: torch.device) -> None:
     """Share the blocks of ``net`` out among the ranks; alone, nothing happens.
 
     Raises:
-        ConfigError: it has no blocks, or runs them piece by piece.
+        ConfigError: it has no blocks, or runs parts of their weights.
     """
     if ranks.size == 1:
         return
-    if net.query_dim is not None or net.partial:
-        raise ConfigError(
-            f"engine.shard names the {who}, but {type(net).__name__} runs parts of its blocks by themselves: "
-            "leave it whole"
-        )
     found = list(blocks(net))
     if not found:
         raise ConfigError(
-            f"engine.shard names the {who}, but {type(net).__name__} has no blocks: leave it whole"
+            f"engine.shard names the {who}, but {type(net).__name__} has no blocks that always run whole: "
+            "leave it whole"
         )
     mesh = init_device_mesh(device.type, (ranks.size,))
     for block in found:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        if hasattr(block, PROMPTED):
+            register_fsdp_forward_method(block, PROMPTED)
         block.register_state_dict_post_hook(_give_whole)  # type: ignore[no-untyped-call]
         block.register_load_state_dict_pre_hook(_take_whole)  # type: ignore[no-untyped-call]
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost parts that stand in a list or a sequence and have weights."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            yield from (part for part in child if next(part.parameters(), None) is not None)
-        else:
+    """The outermost parts that stand in a list or a sequence and have weights, of a network within another
+    its own (``Net.sharable``)."""
+    body = module.sharable() if isinstance(module, Net) else module
+    for child in () if body is None else body.children():
+        if not isinstance(child, nn.ModuleList | nn.Sequential):
             yield from blocks(child)
+            continue
+        for part in child:
+            if isinstance(part, Net):
+                yield from blocks(part)
+            elif next(part.parameters(), None) is not None:
+                yield part
 
 
 def settle(module: nn.Module) -> None:

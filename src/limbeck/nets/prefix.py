@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from limbeck.errors import ShapeError
 
 Prefix = tuple[Tensor, Tensor]
+PROMPTED = "prompted"  # a block's method that runs it with prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +154,38 @@ def prompted_block(
     mask: Tensor | None = None,
     read: Sequence[int] | None = None,
 ) -> Tensor:
-    """Run one timm block on ``x`` [B, N, D]; timm's own forward where nothing is added or left out.
+    """Run one block on ``x`` [B, N, D]; timm's own forward where nothing is added or left out.
+
+    Elsewhere it is one that ``make_promptable`` was given.
 
     The other arguments are those of ``prefix_attention``; with ``read`` the result is [B, n, D].
     """
-    if not prefixes and additive is None and mask is None and read is None:
-        out: Tensor = block(x)
-        return out
+    plain = not prefixes and additive is None and mask is None and read is None
+    run = (
+        block
+        if plain
+        else partial(getattr(block, PROMPTED), prefixes=prefixes, additive=additive, mask=mask, read=read)
+    )
+    out: Tensor = run(x)
+    return out
 
+
+def make_promptable(block: nn.Module) -> None:
+    """Give a block that is ``promptable`` the method of its own that ``prompted_block`` runs.
+
+    Whoever gathers a block's weights before it runs can do so before that method, too.
+    """
+    setattr(block, PROMPTED, MethodType(_prompted, block))
+
+
+def _prompted(
+    block: Any,
+    x: Tensor,
+    prefixes: Sequence[Prefix],
+    additive: Additive | None,
+    mask: Tensor | None,
+    read: Sequence[int] | None,
+) -> Tensor:
     def attend(tokens: Tensor) -> Tensor:
         return prefix_attention(block.attn, tokens, prefixes, additive=additive, mask=mask, read=read)
 

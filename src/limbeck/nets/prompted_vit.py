@@ -18,7 +18,14 @@ from limbeck.contracts import Batch, Net, Outputs
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.nets.heads import build_head
 from limbeck.nets.kd_prompts import KDBank, strict_mask
-from limbeck.nets.prefix import Additive, Prefix, check_promptable, promptable, prompted_block
+from limbeck.nets.prefix import (
+    Additive,
+    Prefix,
+    check_promptable,
+    make_promptable,
+    promptable,
+    prompted_block,
+)
 from limbeck.nets.prompt_map import PromptMap
 from limbeck.nets.prompts import PromptSet, TaskPrompts
 from limbeck.nets.taps import resolve
@@ -89,6 +96,8 @@ class PromptedViT(Net):
         self.blocks = nn.ModuleList(nn.Identity() for _ in range(depth))
         self._taps = {f"blocks.{n}": n % depth for n in range(-depth, depth)} | {"norm": depth}
         self._check_blocks()
+        for block in filter(promptable, frozen.blocks):
+            make_promptable(block)
 
     def _check_blocks(self) -> None:
         prompted = set(self.prompts.blocks)
@@ -123,6 +132,11 @@ class PromptedViT(Net):
         if self.teacher_prompts is not None:
             self.teacher_prompts.eval()
         return self
+
+    def sharable(self) -> nn.Module:
+        """See ``Net.sharable``: prompts and heads stay whole."""
+        whole: nn.Module = self.backbone
+        return whole
 
     @torch.no_grad()
     def query(self, images: Tensor) -> Tensor:

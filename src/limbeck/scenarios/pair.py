@@ -318,6 +318,10 @@ class Pair:
 
     # Sources and caches
 
+    def shared_out(self, who: str) -> bool:
+        """Whether ranks share the blocks of a network out, so that all of them must ask it together."""
+        return self.run.settings.shards(who) and self.run.ranks.size > 1
+
     def source(
         self, batches: Batches, selection: Selection | None = None, *, equal_steps: bool = False
     ) -> Source:
@@ -331,7 +335,7 @@ class Pair:
     def with_queries(self, chosen: Source, batches: Batches) -> Source:
         """``chosen``, a choice among ``batches``, with query features from disk where views are replayed."""
         net = self.student
-        if net.query_dim is None or not self._caches(batches):
+        if net.query_dim is None or not self._caches(batches) or self.shared_out("student"):
             return chosen
 
         def ask(batch: Batch) -> dict[str, Tensor]:
@@ -350,7 +354,8 @@ class Pair:
             return None
         if views >= epochs and self.tells is None:
             return None
-        if self.student.reads_prompts or (settings.shards("teacher") and self.run.ranks.size > 1):
+        queries = self.student.query_dim is not None and self.shared_out("student")
+        if self.student.reads_prompts or self.shared_out("teacher") or queries:
             return None
 
         def key() -> dict[str, Any]:

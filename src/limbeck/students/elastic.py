@@ -274,6 +274,9 @@ class ElasticNet(Net):
             unembedding=said.unembedding,
         )  # fmt: skip
 
+    def sharable(self) -> None:
+        """See ``Net.sharable``: smaller networks run on parts of the weights."""
+
     def chances(self) -> Tensor:
         """How probable each budget is at this step [n_b]."""
         late = self.at.step >= (1 - self.plan.late) * self.at.steps

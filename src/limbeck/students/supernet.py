@@ -148,6 +148,9 @@ class SupernetLM(Net):
         said = {name: self.within(place, batch, taps) for name, place in self.learning.items()}
         return replace(said.pop(next(iter(said))), subnets=said)
 
+    def sharable(self) -> None:
+        """See ``Net.sharable``: smaller networks run on parts of the weights."""
+
     def candidates(self) -> tuple[Place, ...]:
         """All sub-networks of all sub-spaces."""
         return tuple(
