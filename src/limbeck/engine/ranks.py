@@ -220,7 +220,7 @@ def together() -> Iterator[None]:
             raise SystemExit(code) from error
         raise RankError(
             f"rank {ranks.number} of {ranks.size} has lost another one, so all stop: see there why, then go "
-            "on with: limbeck resume FOLDER"
+            "on by limbeck resume and the run's folder"
         ) from error
 
 
