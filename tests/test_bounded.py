@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -30,6 +31,17 @@ def test_what_swallows_the_alarm_meets_the_next_one() -> None:
 
     with pytest.raises(TimeoutError), bounded(0.1):
         deaf()
+
+
+def test_an_alarm_at_the_very_end_leaves_no_timer() -> None:
+    for number in range(300):
+        with suppress(TimeoutError), bounded(5e-4 + 1e-5 * (number % 50)):
+            for _ in range(30):
+                with bounded(1.0):
+                    pass
+            sum(range(4000))
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
 def test_what_ends_in_time_is_left_alone() -> None:

@@ -219,8 +219,9 @@ def test_plan_prints_what_it_foresees(
     given = ("plan", "kd", "--out", str(tmp_path / "run"), "--set", "scenario.epochs=7")
     found = said_json(capsys, *given)
     assert [(stage["name"], stage["count"]) for stage in found["stages"]][1] == ("train", 7 * 2)
-    assert call(*given) == 0
+    assert call(*given, "--set", "engine.shard=both") == 0
     out, _ = capsys.readouterr()
+    assert "shared out" in out and "this is of one" in out
     assert re.search(r"^train +14 ", out, re.MULTILINE)
     assert "parameters, teacher" in out and "resident at most" in out
     assert not list(tmp_path.iterdir())

@@ -392,7 +392,7 @@ class Net(nn.Module):
 
     def sharable(self) -> nn.Module | None:
         """The part whose lists and sequences hold the blocks that ranks can share out among them; None = it
-        has none, or runs parts of their weights."""
+        has none, or is copied or runs parts of their weights."""
         return self
 
     def key_accuracy(self, query: Tensor, task: int) -> Tensor | None:

@@ -87,7 +87,7 @@ def forecast(recipe: Recipe, probe: Probe, result: dict[str, Any]) -> dict[str, 
     size, _ = probe.checkpoint
     return {
         "recipe": recipe.name, "scenario": result["scenario"], "seed": recipe.seed, "data": result["data"],
-        "device": str(probe.device), "threads": torch.get_num_threads(),
+        "device": str(probe.device), "threads": torch.get_num_threads(), "shard": recipe.engine.shard,
         "seconds": result["time"]["seconds"] + probe.seconds_ahead(),
         "memory_bytes": probe.memory(),
         "device_memory_bytes": torch.cuda.max_memory_allocated(probe.device) if cuda else None,
@@ -165,6 +165,8 @@ def _facts(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "memory", f"{_bytes(data['memory_bytes'])} resident at most, with the whole batch on one rank"
     if data["device_memory_bytes"] is not None:
         yield "memory of the device", f"{_bytes(data['device_memory_bytes'])} at most"
+    if data["shard"] != "none":
+        yield "shared out", f"{data['shard']}, on several ranks: this is of one, which keeps all and caches"
     own, shared = data["cache_bytes"]["run"], data["cache_bytes"]["shared"]
     yield "checkpoints", _bytes(data["checkpoint_bytes"])
     yield "caches", f"{_bytes(own)} while it runs, {_bytes(shared)} that stay for other runs"

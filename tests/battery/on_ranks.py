@@ -221,6 +221,7 @@ def said(found: dict[str, Any], name: str) -> Iterator[None]:
 def main(folder: Path) -> None:
     """Compare all wings."""
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("error", ".* returned a view tensor")
     ranks = here()
     wings: dict[str, Iterable[tuple[str, Callable[[], nn.Module], list[Batch]]]] = {
         "objectives": objectives(folder), "students": nets("students", folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def test_evaluation_has_no_chance_and_moves_nothing(net: Net) -> None:
     before = {key: value.clone() for key, value in net.state_dict().items()}
     assert torch.equal(net(batch(net)).logits, net(batch(net)).logits)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_a_pickled_copy_answers_alike(net: Net) -> None:
+    copy, given = pickle.loads(pickle.dumps(net.eval())), batch(net)  # noqa: S301  # our own
+    assert torch.equal(copy(given).logits, net(given).logits)
 
 
 def test_gradient_reaches_all_that_learns_and_nothing_else(net: Net) -> None:

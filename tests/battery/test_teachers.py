@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ def test_asking_changes_nothing(net: Net) -> None:
     before = {key: value.clone() for key, value in net.state_dict().items()}
     assert torch.equal(said(net).logits, said(net).logits)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+@every
+def test_a_pickled_copy_answers_alike(net: Net) -> None:
+    copy, given = pickle.loads(pickle.dumps(net.eval())), batch(net)  # noqa: S301  # our own
+    assert torch.equal(copy(given).logits, net(given).logits)
 
 
 @every

@@ -125,6 +125,9 @@ def test_wrong_arguments_are_named() -> None:
         Pattern("(")
     with pytest.raises(ConfigError, match="score is 2"):
         Pattern("a", 2)
+    for monstrous in ("a{99999999999}", "(" * 3000 + ")" * 3000):
+        with pytest.raises(ConfigError, match="is no regular expression"):
+            Pattern(monstrous)
     with pytest.raises(DataError, match="detector"):
         privacy_scores("abc", [lambda text: np.zeros(2)])
     with pytest.raises(DataError, match="detector"):

@@ -1,5 +1,5 @@
-"""What torchrun starts for ``test_ranks``: the recipes of a folder in turn, by the command line; then two
-plain modules, where the other rank comes late."""
+"""What torchrun starts for ``test_ranks``: recipes in turn, by the command line, some of which are refused;
+then two plain modules, where the other rank comes late."""
 
 from __future__ import annotations
 
@@ -33,12 +33,18 @@ def distilled(folder: Path) -> None:
     distill(nn.Linear(3, 2), nn.Linear(3, 2), data, epochs=1, out=Late(folder), quiet=True)  # type: ignore[arg-type]
 
 
+def ran(recipe: Path) -> int:
+    """The exit code of a recipe's run into the folder of its name."""
+    try:
+        main(["run", str(recipe), "--out", str(recipe.with_suffix("")), "--json"])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    for recipe in sorted(place.glob("*.yaml")):
-        try:
-            main(["run", str(recipe), "--out", str(recipe.with_suffix("")), "--json"])
-        except SystemExit as end:
-            if end.code:
-                raise
-    distilled(place / "distilled")
+    for folder, code in (("two", 0), ("refused", 2)):
+        for recipe in sorted((place / folder).glob("*.yaml")):
+            assert ran(recipe) == code, recipe
+    distilled(place / "two" / "distilled")

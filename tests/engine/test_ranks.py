@@ -15,9 +15,18 @@ from tests.ranks import ENVIRONMENT, ROOT, TORCHRUN, difference
 from limbeck import api, config, plain
 
 # Largest difference of any weight, of the largest weight: float32 sums in another order, through all steps.
-TOLERANCES = {"continual": 1e-5, "language": 1e-5, "static": 1e-4}
+TOLERANCES = {
+    "adapters": 1e-5, "continual": 1e-5, "elastic": 1e-5, "generations": 1e-5, "language": 1e-5,
+    "static": 1e-4, "subclasses": 1e-5,
+}  # fmt: skip
+REFUSED = {
+    "plus": "names the teacher, but DualPath has no blocks that always run whole: leave it whole",
+    "tgeo": "shares a network out whose second derivatives are asked for: leave it whole",
+}
 SGD = "{name: sgd, lr: 0.01}"
 CNN = "{name: cnn, widths: [4, 8]}"
+TRAINED = f"{{name: trained, network: {CNN}}}"
+LORA = "{r: 2, target_modules: [q_proj, v_proj]}"
 
 
 def recipes(place: Path) -> dict[str, dict[str, Any]]:
@@ -31,6 +40,43 @@ def recipes(place: Path) -> dict[str, dict[str, Any]]:
             f"student={CNN}", f"teacher={{name: trained, network: {CNN}}}",
             "objective=[{name: labels}, {name: kd}, {name: dist}]",
         ),
+        # What ranks share out
+        "adapters": small_texts.given(
+            place, caches, "scenario.epochs=1", "engine.shard=both",
+            f"student={{name: causal_lm, model: '{small_texts.model(place)}', lora: {LORA}}}",
+        ),
+        "elastic": small_texts.given(
+            place, caches, "scenario.epochs=1", "engine.shard=teacher", "student={name: elastic}"
+        ),
+        "generations": small.given(
+            place, caches, "engine.shard=both", "objective=[{name: labels}, {name: kd}]", f"student={CNN}",
+            "teacher={name: none}", "scenario={name: self_distillation, generations: 3, epochs: 1}",
+        ),
+        "subclasses": shared(
+            place, f"student={{name: lelp, network: {CNN}, subclasses: 2}}",
+            f"teacher={{name: lelp, teacher: {TRAINED}, subclasses: 2, null_space: false}}",
+            "objective=[{name: labels}, {name: lelp}]",
+        ),
+    }  # fmt: skip
+
+
+def shared(place: Path, *sets: str) -> dict[str, Any]:
+    """A small run whose networks are shared out."""
+    return small.given(
+        place, f"engine.cache_root={place / 'caches'}", "engine.shard=both",
+        f"scenario={{name: static, epochs: 1, batch_size: 64, optim: {SGD}, validation: 0.2}}",
+        f"student={CNN}", f"teacher={TRAINED}", "objective=[{name: labels}, {name: kd}]", *sets,
+    )  # fmt: skip
+
+
+def refused(place: Path) -> dict[str, dict[str, Any]]:
+    """Runs that cannot be shared out."""
+    return {
+        "plus": shared(
+            place, f"teacher={{name: dfpt, plus: true, teacher: {TRAINED}}}",
+            "objective=[{name: labels}, {name: kd, path: prompt}]",
+        ),
+        "tgeo": shared(place, "selector={name: tgeo}"),
     }  # fmt: skip
 
 
@@ -38,15 +84,17 @@ def recipes(place: Path) -> dict[str, dict[str, Any]]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where each recipe was run by two ranks, and by one."""
     found = tmp_path_factory.mktemp("runs")
-    (found / "two").mkdir()
-    for name, given in recipes(found).items():
-        (found / "two" / f"{name}.yaml").write_text(plain.write(given))
-    command = [sys.executable, *TORCHRUN, "tests.engine.on_ranks", str(found / "two")]
+    for folder, choices in (("two", recipes(found)), ("refused", refused(found))):
+        (found / folder).mkdir()
+        for name, given in choices.items():
+            (found / folder / f"{name}.yaml").write_text(plain.write(given))
+    command = [sys.executable, *TORCHRUN, "tests.engine.on_ranks", str(found)]
     done = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
+    (found / "said").write_text(done.stderr)
     return found
 
 
@@ -72,3 +120,8 @@ def test_the_folder_is_as_of_one(place: Path) -> None:
 
 def test_a_rank_that_comes_late_finds_its_own_run(place: Path) -> None:
     assert (place / "two" / "distilled" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_cannot_be_shared_out_is_refused_by_one_line(place: Path, name: str) -> None:
+    assert (place / "said").read_text().count(f"limbeck: engine.shard {REFUSED[name]}\n") == 1

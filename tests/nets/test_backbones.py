@@ -111,12 +111,10 @@ def test_unknown_names() -> None:
 
 
 def test_no_way_to_the_hub_is_one_line_with_the_other_ways(monkeypatch: Any) -> None:
-    import huggingface_hub.utils
-
     def unreachable() -> Any:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", unreachable)
+    monkeypatch.setattr("huggingface_hub.get_session", unreachable)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(
         DataError, match=r"cannot download timm/vit_tiny.*weights=FILE.*pretrained=false"

@@ -16,7 +16,6 @@ from limbeck.nets.prefix import (
     Attention,
     ResPostBlock,
     halves,
-    make_promptable,
     prefix_attention,
     prompted_block,
 )
@@ -60,7 +59,6 @@ def test_without_prompts_equals_timms_own_architectures(arch: str, net: Any) -> 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_our_block_with_nothing_in_it_is_timms(name: str, vit: Any) -> None:
     block = vit(**VARIANTS[name]).blocks[0]
-    make_promptable(block)
     x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0))
     everything = torch.ones(9, 9, dtype=torch.bool)
     assert torch.allclose(prompted_block(block, x, mask=everything), block(x), rtol=1e-5, atol=1e-6)

@@ -46,7 +46,7 @@ class Pattern:
             raise ConfigError(f"score is {self.score}: allowed are values above 0, up to 1")
         try:
             re.compile(self.expression)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"{self.expression!r} is no regular expression: {error}") from None
 
     def __call__(self, text: str) -> Scores:

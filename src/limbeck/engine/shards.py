@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from limbeck.contracts import Net
 from limbeck.engine.ranks import Ranks
 from limbeck.errors import ConfigError
-from limbeck.nets.prefix import PROMPTED
+from limbeck.nets.prefix import PROMPTED, own_method, promptable
 
 MARK = "_limbeck_whole"  # a block's whole state, kept where it is asked for by one rank alone
 
 
 def share_out(net: Net, who: str, ranks: Ranks, device: torch.device) -> None:
-    """Share the blocks of ``net`` out among the ranks; alone, nothing happens.
+    """Share the blocks of ``net`` out among the ranks; alone or where they are, nothing happens.
 
     Raises:
         ConfigError: it has no blocks, or runs parts of their weights.
     """
-    if ranks.size == 1:
+    if ranks.size == 1 or is_shared(net):
         return
     found = list(blocks(net))
     if not found:
@@ -41,16 +42,27 @@ def share_out(net: Net, who: str, ranks: Ranks, device: torch.device) -> None:
         )
     mesh = init_device_mesh(device.type, (ranks.size,))
     for block in found:
+        prompts = promptable(block)
+        block.register_forward_hook(_no_view)
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        if hasattr(block, PROMPTED):
+        if prompts:
+            own_method(block)
             register_fsdp_forward_method(block, PROMPTED)
         block.register_state_dict_post_hook(_give_whole)  # type: ignore[no-untyped-call]
         block.register_load_state_dict_pre_hook(_take_whole)  # type: ignore[no-untyped-call]
 
 
+def is_shared(module: nn.Module) -> bool:
+    """Whether ranks share some of it, so that all of them must ask it together."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost parts that stand in a list or a sequence and have weights, of a network within another
-    its own (``Net.sharable``)."""
+    its own (``Net.sharable``).
+
+    A single layer is none: it may be a classifier, whose weight others read.
+    """
     body = module.sharable() if isinstance(module, Net) else module
     for child in () if body is None else body.children():
         if not isinstance(child, nn.ModuleList | nn.Sequential):
@@ -59,7 +71,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
         for part in child:
             if isinstance(part, Net):
                 yield from blocks(part)
-            elif next(part.parameters(), None) is not None:
+            elif next(part.children(), None) is not None and next(part.parameters(), None) is not None:
                 yield part
 
 
@@ -112,6 +124,11 @@ def norm(tensors: Iterable[Tensor]) -> Tensor:
     found = [nn.utils.get_total_norm(part) for part in parts.values() if part]
     plain = [value.full_tensor() if isinstance(value, DTensor) else value for value in found]
     return plain[0] if len(plain) == 1 else nn.utils.get_total_norm(plain)
+
+
+def _no_view(_module: nn.Module, _given: Any, out: Any) -> Any:
+    """``out`` with copies of what are views: written into, one would lose the hook that gathers the block."""
+    return tree_map_only(Tensor, lambda x: x if x._base is None else x.clone(), out)
 
 
 def _like(value: Tensor, parameter: DTensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from limbeck.contracts import Spec
 from limbeck.errors import CheckpointError, ConfigError, DataError, ShapeError, unknown
+from limbeck.nets import hub
 from limbeck.nets.forms import check_form
 from limbeck.plain import from_json
 
@@ -419,17 +420,15 @@ def download(source: Source, name: str) -> Path:
     repository = source.cfg.get("hf_hub_id")
     if not repository:
         raise DataError(f"timm knows no weights for {name!r}: name them with a tag (NAME.TAG), {ways}")
-    import huggingface_hub.utils
-    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     file = "model.safetensors"
     cached = try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        # One request of our own first: the hub's client tries again for half a minute.
-        hub: Any = huggingface_hub.utils
-        hub.get_session().head(hf_hub_url(repository, file), timeout=5)
+        if not hub.answers():
+            raise ConnectionError
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # of several libraries and many families
         reason = type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class CausalLM(Net):
         """Write a folder that ``from_pretrained`` loads, with the tokenizer; adapters are merged in."""
         network: Any = self.network
         if self._adapters:
-            network = copy.deepcopy(self._adapters[0]).merge_and_unload()
+            network = merged(self._adapters[0])
         network.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -276,7 +277,7 @@ def adapted(network: nn.Module, settings: Mapping[str, Any]) -> CausalLM:
     except ImportError as error:
         raise ConfigError("lora needs the library peft: pip install 'limbeck[language]'") from error
     try:
-        wrapped = peft.get_peft_model(network, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+        wrapped = _wrapped(network, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"lora is {dict(settings)}, which peft refuses: {str(error).splitlines()[0]}"
@@ -284,3 +285,23 @@ def adapted(network: nn.Module, settings: Mapping[str, Any]) -> CausalLM:
     net = CausalLM(network)
     net._adapters = (wrapped,)
     return net
+
+
+def merged(wrapped: Any) -> Any:
+    """A model with the adapters of ``wrapped``, peft's, in its weights; ``wrapped`` stays as it is."""
+    network = wrapped.get_base_model()
+    with torch.device("meta"):
+        own = _wrapped(
+            type(network)(copy.deepcopy(network.config)), copy.deepcopy(wrapped.active_peft_config)
+        )
+    state = wrapped.state_dict()  # whole, also where ranks share the blocks out
+    own.load_state_dict(copy.deepcopy(state), assign=True)
+    return own.merge_and_unload()
+
+
+def _wrapped(network: nn.Module, config: Any) -> Any:
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return peft.get_peft_model(network, config)  # which asks transformers by an old name

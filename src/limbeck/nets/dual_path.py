@@ -249,6 +249,10 @@ class DualPath(Wrapped):
         """See ``Net.predict``."""
         return self.inner.predict(outputs)
 
+    def sharable(self) -> nn.Module | None:
+        """See ``Net.sharable``: a copy is made of a whole teacher."""
+        return None if self._path[0].config.plus else self
+
     def observe(self, batches: Iterable[Batch]) -> None:
         """See ``Net.observe``."""
         self.inner.observe(batches)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from limbeck.errors import ConfigError, LimbeckError
+from limbeck.nets import hub
 from limbeck.nets.torchvision_ops import declare_missing_ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,7 +61,7 @@ def load_model(model: str, *, dtype: str = "float32", weights: bool = True) -> n
         with _named(model) as place:
             network, found = library.AutoModelForCausalLM.from_pretrained(
                 place, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True,
-                trust_remote_code=False,
+                trust_remote_code=False, local_files_only=_kept_alone(place),
             )  # fmt: skip
             if found["missing_keys"]:  # which the library would leave at chance
                 raise ValueError(f"it lacks the weights {min(found['missing_keys'])}")
@@ -78,7 +79,10 @@ def load_form(model: str) -> Any:
         path = Path(place)
         packed = {"gguf_file": path.name} if model.endswith(".gguf") else {}
         form = library.AutoConfig.from_pretrained(
-            path.parent if packed else place, trust_remote_code=False, **packed
+            path.parent if packed else place,
+            trust_remote_code=False,
+            local_files_only=_kept_alone(place),
+            **packed,
         )
         if type(form) not in library.AutoModelForCausalLM._model_mapping:
             raise ValueError(f"{form.model_type} is no causal language model")
@@ -97,9 +101,16 @@ def load_tokenizer(model: str) -> Any:
 
         return read_gguf_tokenizer(model)
     with _named(model, "the tokenizer of ") as place:
-        tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = library.AutoTokenizer.from_pretrained(
+            place, trust_remote_code=False, local_files_only=_kept_alone(place)
+        )
         tokenizer("a")  # one that can be read may yet be unable to read
     return tokenizer
+
+
+def _kept_alone(place: str) -> bool:
+    """Whether a model can only be had from this machine."""
+    return os.path.exists(place) or not hub.answers()
 
 
 @contextmanager

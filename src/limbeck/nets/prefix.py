@@ -156,24 +156,19 @@ def prompted_block(
 ) -> Tensor:
     """Run one block on ``x`` [B, N, D]; timm's own forward where nothing is added or left out.
 
-    Elsewhere it is one that ``make_promptable`` was given.
-
     The other arguments are those of ``prefix_attention``; with ``read`` the result is [B, n, D].
     """
     plain = not prefixes and additive is None and mask is None and read is None
-    run = (
-        block
-        if plain
-        else partial(getattr(block, PROMPTED), prefixes=prefixes, additive=additive, mask=mask, read=read)
-    )
-    out: Tensor = run(x)
+    run = getattr(block, PROMPTED, partial(_prompted, block))
+    out: Tensor = block(x) if plain else run(x, prefixes=prefixes, additive=additive, mask=mask, read=read)
     return out
 
 
-def make_promptable(block: nn.Module) -> None:
-    """Give a block that is ``promptable`` the method of its own that ``prompted_block`` runs.
+def own_method(block: nn.Module) -> None:
+    """Let a ``promptable`` block have what ``prompted_block`` runs as its method ``PROMPTED``.
 
-    Whoever gathers a block's weights before it runs can do so before that method, too.
+    Who gathers a block's weights before its forward can then do so before that, too; such a block cannot be
+    pickled.
     """
     setattr(block, PROMPTED, MethodType(_prompted, block))
 

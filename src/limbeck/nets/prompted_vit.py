@@ -22,7 +22,6 @@ from limbeck.nets.prefix import (
     Additive,
     Prefix,
     check_promptable,
-    make_promptable,
     promptable,
     prompted_block,
 )
@@ -96,8 +95,6 @@ class PromptedViT(Net):
         self.blocks = nn.ModuleList(nn.Identity() for _ in range(depth))
         self._taps = {f"blocks.{n}": n % depth for n in range(-depth, depth)} | {"norm": depth}
         self._check_blocks()
-        for block in filter(promptable, frozen.blocks):
-            make_promptable(block)
 
     def _check_blocks(self) -> None:
         prompted = set(self.prompts.blocks)

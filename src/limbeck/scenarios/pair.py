@@ -40,7 +40,7 @@ from limbeck.engine.fit import Source, autocast
 from limbeck.engine.guards import checksum
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import generator
-from limbeck.engine.shards import share_out
+from limbeck.engine.shards import is_shared, share_out
 from limbeck.engine.state import load_variable_state, module_hash, value_hash
 from limbeck.errors import ConfigError, NonFiniteError, ShapeError
 from limbeck.nets.taps import core
@@ -318,10 +318,6 @@ class Pair:
 
     # Sources and caches
 
-    def shared_out(self, who: str) -> bool:
-        """Whether ranks share the blocks of a network out, so that all of them must ask it together."""
-        return self.run.settings.shards(who) and self.run.ranks.size > 1
-
     def source(
         self, batches: Batches, selection: Selection | None = None, *, equal_steps: bool = False
     ) -> Source:
@@ -335,7 +331,7 @@ class Pair:
     def with_queries(self, chosen: Source, batches: Batches) -> Source:
         """``chosen``, a choice among ``batches``, with query features from disk where views are replayed."""
         net = self.student
-        if net.query_dim is None or not self._caches(batches) or self.shared_out("student"):
+        if net.query_dim is None or not self._caches(batches) or is_shared(self.student):
             return chosen
 
         def ask(batch: Batch) -> dict[str, Tensor]:
@@ -354,8 +350,8 @@ class Pair:
             return None
         if views >= epochs and self.tells is None:
             return None
-        queries = self.student.query_dim is not None and self.shared_out("student")
-        if self.student.reads_prompts or self.shared_out("teacher") or queries:
+        queries = self.student.query_dim is not None and is_shared(self.student)
+        if self.student.reads_prompts or is_shared(teacher) or queries:
             return None
 
         def key() -> dict[str, Any]:

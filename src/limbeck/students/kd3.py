@@ -83,7 +83,7 @@ class KD3Net(Net):
         self._teacher: tuple[nn.Module, ...] = ()  # unregistered: it is the teacher's
         self.settled: Tensor
         self.register_buffer("settled", torch.tensor(False))
-        self.register_load_state_dict_post_hook(lambda net, _: net._leave())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(type(self)._leave)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def attach_teacher(self, teacher: Net) -> None:
@@ -131,7 +131,7 @@ class KD3Net(Net):
             self.settled.fill_(True)
             self._leave()
 
-    def _leave(self) -> None:
+    def _leave(self, _loaded: object = None) -> None:
         """What has learnt needs its teacher no more, nor does one that is loaded as such."""
         if self.settled:
             self._teacher = ()
