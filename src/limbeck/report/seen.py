@@ -38,7 +38,7 @@ F (cdl) = J - A.
 """
 FINE = (
     "nll", "ece", "brier", "kl", "reverse_kl", "rank_correlation", "cka", "squared_error", "golden_last",
-    "proxy_last", "trust",
+    "loss", "proxy_last", "trust",
 )  # fmt: skip
 """Figures of another scale than percent."""
 Seen = Mapping[str, Any]
