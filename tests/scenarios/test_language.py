@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,35 @@ def test_texts_that_come_again_are_the_same_behind_a_kill(place: Path, tmp_path:
     small.assert_same(folder, finished(place, *sets))
     kept = sorted((folder / "checkpoints" / "written").iterdir())
     assert [p.name for p in kept] == [f"{0:06d}-{first:09d}.json" for first in range(0, 2 * len(kept), 2)]
+
+
+BUFFER = "scenario.writing={share: 0.6, prompt: 4, buffer: {capacity: 12, tolerance: 0, rise: 0.2}}"
+
+
+@pytest.mark.parametrize("at", [5, 9, 20])
+def test_a_students_texts_of_a_buffer_are_the_same_behind_a_kill(
+    place: Path, tmp_path: Path, at: int
+) -> None:
+    sets = (BUFFER, "engine.checkpoint_seconds=0", "scenario.optim.lr=0.3")
+    folder = killed_and_resumed(small_texts.recipe(place, *sets), tmp_path / "run", at=at)
+    small.assert_same(folder, finished(place, *sets))
+    found = figures(folder)["writing"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told = [(x["validation"], x["share"]) for x in lines if x["event"] == "writing"]
+    assert told == list(zip(found["validation"], found["share"], strict=True))
+    assert found["share"][0] == 0.6 and found["written"] >= 12
+
+
+def test_the_loss_that_a_buffer_goes_by_is_that_of_the_texts_held_out(place: Path) -> None:
+    found = figures(finished(place, BUFFER, "scenario.optim.lr=1e-9"))["writing"]["validation"]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0] == pytest.approx(math.log(16), rel=0.2)  # a student that knows nothing
+
+
+def test_a_buffer_that_cannot_be_is_refused(place: Path) -> None:
+    small_one = "scenario.writing={buffer: {capacity: 7}}"
+    with pytest.raises(ConfigError, match=r"buffer\.capacity is 7 but a batch has 8 rows.*at least 8"):
+        api.run(small_texts.recipe(place, small_one), out=place / "refused", quiet=True)
 
 
 def test_a_student_of_its_teachers_weights_has_begun(place: Path, tmp_path: Path) -> None:

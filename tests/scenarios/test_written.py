@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,8 @@ from limbeck.data.tokens import UNCOUNTED, Rows, TokenBatches, rows_of
 from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
 from limbeck.errors import CheckpointError, ConfigError
-from limbeck.losses.on_policy import DRAWN
-from limbeck.scenarios.written import Writer, Writing, Written, check_prompts
+from limbeck.losses.on_policy import DRAWN, adaptive_share
+from limbeck.scenarios.written import Buffer, Memory, Texts, Writer, Writing, Written, check_prompts
 from limbeck.students.llama import LlamaStudent
 
 LENGTH, BATCH = 16, 4  # a row holds any of the texts
@@ -44,9 +45,15 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run", Engine(device="cpu"), seed=3, quiet=True)
 
 
-def written(run: Run, plan: Writing, network: nn.Module | None = None, *, spec: Spec = SPEC) -> Written:
+def written(
+    run: Run, plan: Writing, network: nn.Module | None = None, *, spec: Spec = SPEC, epochs: int = 1,
+    losses: Iterator[float] | None = None,
+) -> Written:  # fmt: skip
     source = TokenBatches(rows(), batch_size=BATCH, seed=1)
-    return Written(plan, source, source.rows, network or model(), run, spec=spec, batch_size=BATCH)
+    return Written(
+        plan, source, source.rows, network or model(), run, spec=spec, batch_size=BATCH, epochs=epochs,
+        validate=None if losses is None else lambda: next(losses),
+    )  # fmt: skip
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -166,7 +173,65 @@ def test_texts_of_several_steps_are_written_at_once_as_one_by_one(run: Run) -> N
         assert torch.equal(one.inputs[:, :5], other.inputs[:, :5])
 
 
+def test_the_share_rises_where_the_loss_has_risen_since_the_last_rise() -> None:
+    losses = [2.0, 2.05, 2.1, 2.15, 2.0, 2.2, 2.4]
+    found = [adaptive_share(losses[:n]) for n in range(1, 8)]
+    assert found == pytest.approx([0, 0, 0.1, 0.1, 0.1, 0.2, 0.3])
+    assert adaptive_share([0.0, 1.0, 2.0, 3.0], 0.7, rise=0.2, tolerance=0.5) == 1.0
+    assert adaptive_share([0.0, float("nan")]) == 0.0
+
+
+def test_the_oldest_texts_make_room() -> None:
+    memory, texts = Memory(3, 4), Texts(2, 4)
+    for number, full in enumerate((False, True, True)):
+        texts.ids.fill_(number)
+        texts.ids[1] += 10
+        memory.add(texts, torch.tensor([number, 10 + number]))
+        assert memory.full is full
+    assert sorted(memory.origin.tolist()) == [2, 11, 12]
+    assert torch.equal(memory.texts.ids[:, 0], memory.origin)
+    drawn = [memory.drawn(2, torch.Generator().manual_seed(seed)).tolist() for seed in range(50)]
+    assert {tuple(sorted(places)) for places in drawn} == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_texts_are_written_then_learnt_from_again(run: Run) -> None:
+    """DistiLLM's rule: while the buffer has room all of φ is written, then φ (1 - t / T) of it."""
+    plan = Writing(share=0, prompt=5, buffer=Buffer(capacity=2 * BATCH, rise=1.0))
+    made = written(run, plan, epochs=4, losses=iter([1.0, 0.9, 1.1, 1.1]))
+    plain = TokenBatches(rows(), batch_size=BATCH, seed=1)
+    assert made.memory is not None
+    kinds: list[list[str]] = []
+    for epoch in range(4):
+        kinds.append([])
+        for batch, before in zip(made.epoch(epoch), plain.epoch(epoch), strict=True):
+            if torch.equal(batch.inputs, before.inputs) and DRAWN not in batch.marks:
+                kinds[-1].append("data")
+                continue
+            own = torch.equal(batch.index, before.index)
+            kinds[-1].append("new" if own else "again")
+            held = {tuple(row.tolist()) for row in made.memory.texts.ids}
+            assert all(tuple(row.tolist()) in held for row in batch.inputs)
+            assert torch.equal(batch.inputs[:, :5], made.rows.ids[batch.index][:, :5])
+            assert batch.rows is not None and len(batch.marks[DRAWN]) == len(batch.labels)
+    assert set(kinds[0] + kinds[1]) == {"data"}  # until the loss has risen
+    assert kinds[2][:2] == ["new", "new"] and {"new", "again"} == set(kinds[2])
+    assert kinds[3].count("again") > kinds[2].count("again")
+    assert made.facts() == {
+        "validation": [1.0, 0.9, 1.1, 1.1], "share": [0, 0, 1, 1],
+        "written": BATCH * (kinds[2] + kinds[3]).count("new"),
+    }  # fmt: skip
+
+
 def test_what_cannot_be_is_refused(run: Run) -> None:
+    for fields, message in (
+        ({"capacity": 0}, "capacity is 0"), ({"rise": -1}, "rise is -1"),
+        ({"tolerance": float("inf")}, "tolerance is inf"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            Buffer(**fields)  # type: ignore[arg-type]
+    for other in ({"by": "teacher"}, {"lag": 2}):
+        with pytest.raises(ConfigError, match="buffer keeps a student's texts"):
+            Writing(buffer=Buffer(), **other)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="share is 2"):
         Writing(share=2)
     with pytest.raises(ConfigError, match="lag is 0"):

@@ -82,3 +82,29 @@ def minillm_advantage(
     discount = torch.pow(gamma, ahead).tril()  # [i, t]
     total = reward @ discount
     return total / (counts.clamp(min=LITTLE) @ discount) if length_normalised else total
+
+
+def adaptive_share(
+    losses: Sequence[float], start: float = 0.0, *, rise: float = 0.1, tolerance: float = 0.1
+) -> float:
+    """The chance φ in [0, 1] that a student learns from its own texts, by how it does on texts held out.
+
+    It begins at ``start`` and rises where the student gets worse: the data's texts alone no longer help it.
+
+    Args:
+        losses: L_0, L_1, ... of validation, in nats, so far; the first is taken before the training.
+        start: φ until the first rise.
+        rise: what a rise adds, up to 1.
+        tolerance: ε that a loss must be above the last one that counted, the first or one of a rise.
+
+    Returns:
+        φ from now on.
+
+    Source: Ko et al. (DistiLLM), ICML 2024 (arXiv 2402.03898), section 3.2 and official code, which compares
+    with the loss at the last rise, not with the one just before.
+    """
+    share, before = start, losses[0]
+    for loss in losses[1:]:
+        if loss >= before + tolerance:
+            share, before = min(share + rise, 1.0), loss
+    return share

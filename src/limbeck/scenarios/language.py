@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from limbeck.contracts import Net, Scenario, Selection, Spec
+from limbeck.contracts import Net, Progress, Scenario, Selection, Spec
 from limbeck.data.aligned import aligned_rows
 from limbeck.data.texts import Corpus, Reading, TextSplits
 from limbeck.data.together import Going
 from limbeck.data.tokenizers import special_of, tokenizer_of, vocabulary_hash
 from limbeck.data.tokens import Rows, TokenBatches, rows_of
 from limbeck.engine import shared
-from limbeck.engine.fit import Source, Turn, fit
+from limbeck.engine.fit import Source, Turn, autocast, fit
 from limbeck.engine.optim import Optim
 from limbeck.engine.run import Run
 from limbeck.engine.seeds import derive
@@ -119,6 +119,10 @@ class Language(Scenario):
         pair = desk.pair
         if self.writing is not None:
             check_prompts(self.writing.prompt, desk.learning.rows)
+            if self.writing.buffer is not None and not len(desk.held_out):
+                raise ConfigError(
+                    "scenario.writing.buffer looks at texts held out but there are none: set it to null"
+                )
         if pair.learns:
             self.teach(pair, desk)
         self.begin(pair, desk)
@@ -204,9 +208,11 @@ class Language(Scenario):
         if isinstance(watched, Watched):
             watched.catch_up(self.epochs)
         pair.student.finish_task()
-        if captured is None:
-            return {}
         found = {}
+        if isinstance(source, Written) and source.memory is not None:
+            found["writing"] = run.once("writing", source.facts)
+        if captured is None:
+            return found
         if pair.top() is not None:
             found["teacher_cache"] = run.once("teacher_cache", lambda: pair.left_out(captured, desk.learning))
         captured.delete()
@@ -439,7 +445,21 @@ class Desk:
             plan, source, self.learning.rows, model_of(nets[plan.by]), self.run,
             spec=self.tokens.spec, batch_size=self.plan.batch_size,
             teacher=model_of(nets["teacher"]) if plan.teacher_mix else None,
+            epochs=self.plan.epochs, validate=self.held_out_loss,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The student's mean loss in nats over the tokens of the validation part, as it is now."""
+        net = self.pair.student
+        step, total, count = by_labels(net.eval()), 0.0, 0
+        for batch in self.everything.subset(self.held_out).epoch(0):
+            with autocast(self.run):
+                terms = step(batch.to(self.run.device), Progress())
+            total += len(batch.labels) * float(terms["labels"])
+            count += len(batch.labels)
+        net.train()
+        return total / count
 
     def key(self, stage: str) -> dict[str, Any]:
         """All that the weights after a stage of learning by labels depend on, besides its length and the

@@ -86,6 +86,13 @@ def check_writing(writing: Writing | None, recipe: Any) -> None:
             "scenario.writing has the teacher write but it is served, and is asked for probabilities alone: "
             "let the student write"
         )
+    if writing is not None and writing.buffer is not None:
+        capacity, size = writing.buffer.capacity, recipe.scenario.batch_size
+        if capacity < size:
+            raise ConfigError(
+                f"scenario.writing.buffer.capacity is {capacity} but a batch has {size} rows: allowed are "
+                f"values of at least {size}"
+            )
     for name, objective in named(recipe).items():
         if getattr(objective, "on_policy", False) and (writing is None or writing.by == "teacher"):
             raise ConfigError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from math import log
+from math import inf, log
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +19,46 @@ from limbeck.engine.fit import Source
 from limbeck.engine.run import Run
 from limbeck.engine.state import read_sealed, write_sealed
 from limbeck.errors import ConfigError
-from limbeck.losses.on_policy import DRAWN
+from limbeck.losses.on_policy import DRAWN, adaptive_share
 from limbeck.nets.causal_lm import CausalLM
 from limbeck.nets.generation import Sampling, drawn
 
 _SHARE = 307  # purpose of the draw whether a batch is written
 Told = Sequence[tuple[int, float]]  # tokens, each with the probability that it was drawn with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """A student's texts that are learnt from again; how often it learns from its own follows how it does.
+
+    At each epoch's beginning φ, which starts as ``Writing.share``, rises where the loss on the texts held out
+    has risen. At step t of T a batch is then written with the chance φ (1 - t / T), or as long as the buffer
+    is not full with the chance φ; else, with what is left of φ, it is drawn from the buffer.
+
+    Attributes:
+        capacity: texts that are kept, the newest.
+        rise: what is added to φ, up to 1.
+        tolerance: ε, nats by which the loss must have risen (``adaptive_share``).
+
+    Raises:
+        ConfigError: a field out of its range.
+
+    Source: Ko et al. (DistiLLM), ICML 2024 (arXiv 2402.03898), section 3.2 and official code.
+
+    Differs: the loss is looked at once an epoch, which is the official default.
+    """
+
+    capacity: int = 1000
+    rise: float = 0.1
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise ConfigError(f"capacity is {self.capacity}: allowed are values of at least 1")
+        for name in ("rise", "tolerance"):
+            value = getattr(self, name)
+            if not 0 <= value < inf:
+                raise ConfigError(f"{name} is {value}: allowed are finite values of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +80,8 @@ class Writing:
         top_p: draw among the most probable tokens that hold this mass; 1 = all.
         teacher_mix: share α in [0, 1) of the teacher in the law that a student draws from, so that it does
             not learn to please by texts that no one writes; MiniLLM has 0.2.
+        buffer: keeps a student's texts and lets its share rise, which DistiLLM begins at 0; None = each text
+            is learnt from once, and ``share`` stays.
 
     Raises:
         ConfigError: a field out of its range, or a student's texts that are to be kept.
@@ -64,6 +100,7 @@ class Writing:
     top_k: int = 0
     top_p: float = 1.0
     teacher_mix: float = 0.0
+    buffer: Buffer | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -78,6 +115,11 @@ class Writing:
             raise ConfigError(f"teacher_mix is {self.teacher_mix}: allowed are shares from 0, below 1")
         if self.teacher_mix and self.by == "teacher":
             raise ConfigError("teacher_mix is of a student's texts, but by is teacher: set teacher_mix to 0")
+        if self.buffer is not None and (self.by == "teacher" or self.lag > 1):
+            raise ConfigError(
+                "buffer keeps a student's texts as they are written: set by to student and lag to 1, or "
+                "buffer to null"
+            )
         self.sampling()
 
     def sampling(self) -> Sampling:
@@ -142,12 +184,48 @@ class Texts(nn.Module):
         chances = [log(chance) if chance > 0 else -torch.inf for _, chance in told]
         self.drawn[row, place] = torch.tensor(chances[: len(text) - len(prompt)])
 
-    def rows(self, prompts: Rows, index: Tensor, part: slice = slice(None)) -> Rows:
+    def rows(self, prompts: Rows, index: Tensor, part: slice | Tensor = slice(None)) -> Rows:
         """The texts of ``part`` as rows; their prompts are from the rows ``index`` of ``prompts``."""
         return Rows(
             name=prompts.name, ids=self.ids[part].cpu(), following=self.following[part].cpu(), segments=None,
             domain=prompts.domain[index], domains=prompts.domains, marks={DRAWN: self.drawn[part].cpu()},
         )  # fmt: skip
+
+
+class Memory(nn.Module):
+    """The newest texts that a student wrote, in buffers, so that a checkpoint has them.
+
+    Attributes:
+        texts: [capacity, T].
+        origin: the row of the data [capacity] that each is of.
+        count: how many there were.
+    """
+
+    origin: Tensor
+    count: Tensor
+
+    def __init__(self, capacity: int, length: int) -> None:
+        super().__init__()
+        self.texts = Texts(capacity, length)
+        self.register_buffer("origin", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("count", torch.tensor(0))
+
+    @property
+    def full(self) -> bool:
+        """Whether each new text takes the place of the oldest."""
+        return int(self.count) >= len(self.origin)
+
+    def add(self, texts: Texts, index: Tensor) -> None:
+        """Keep the first texts of ``texts``, of the rows ``index`` [N] of the data."""
+        places = (int(self.count) + torch.arange(len(index))) % len(self.origin)
+        for own, new in zip(self.texts.buffers(), texts.buffers(), strict=True):
+            own[places] = new[: len(index)]
+        self.origin[places] = index.to(self.origin)
+        self.count += len(index)
+
+    def drawn(self, count: int, generator: torch.Generator) -> Tensor:
+        """Places [count] of different texts, by chance."""
+        return torch.randperm(min(int(self.count), len(self.origin)), generator=generator)[:count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,10 +306,13 @@ class Written(nn.Module):
         spec: how many tokens there are, and which one ends a text.
         batch_size: rows of a batch.
         teacher: the network that ``plan.teacher_mix`` is the share of.
+        epochs: of the training.
+        validate: gives the student's loss on the texts held out; for a buffer.
 
     Attributes:
         texts: [lag * batch, T], written at once.
         begun: epoch and step that they were written for.
+        memory: what is learnt from again; None = nothing.
 
     Raises:
         CheckpointError: a file of texts that come again is damaged.
@@ -241,9 +322,10 @@ class Written(nn.Module):
 
     def __init__(
         self, plan: Writing, source: Source, rows: Rows, model: Any, run: Run, *, spec: Spec,
-        batch_size: int, teacher: Any = None,
+        batch_size: int, teacher: Any = None, epochs: int = 1, validate: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.epochs, self.validate = epochs, validate
         length = rows.ids.shape[1]
         self.plan, self.source, self.rows, self.run, self.batch_size = plan, source, rows, run, batch_size
         other = (teacher, plan.teacher_mix) if plan.teacher_mix else None
@@ -257,6 +339,7 @@ class Written(nn.Module):
             self._take(read_sealed(path))
         self.texts = Texts(plan.lag * batch_size, length)
         self.register_buffer("begun", torch.full((2,), -1))
+        self.memory = None if plan.buffer is None else Memory(plan.buffer.capacity, length)
 
     @property
     def steps(self) -> int:
@@ -265,9 +348,46 @@ class Written(nn.Module):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from step ``start`` on."""
+        share = self.share(epoch)
+        if start == 0 and self.memory is not None:
+            self.run.log("writing", epoch=epoch, validation=self._losses(epoch)[-1], share=share)
         for step, batch in enumerate(self.source.epoch(epoch, start), start):
             draw = chance.bits(self.run.seed, _SHARE, epoch, step)[0] / 2**64
-            yield self.written(batch, epoch, step) if draw < self.plan.share else batch
+            fresh = share
+            if self.memory is not None and self.memory.full:
+                fresh *= 1 - (epoch * self.steps + step) / (self.epochs * self.steps)
+            if draw < fresh:
+                yield self.written(batch, epoch, step)
+            else:
+                yield self.again(batch, epoch, step) if draw < share else batch
+
+    def share(self, epoch: int) -> float:
+        """The chance that a batch of ``epoch`` is a text of the network's."""
+        share, buffer = self.plan.share, self.plan.buffer
+        if buffer is None:
+            return share
+        return adaptive_share(self._losses(epoch), share, rise=buffer.rise, tolerance=buffer.tolerance)
+
+    def _losses(self, epoch: int) -> list[float]:
+        """The losses at the beginning of the epochs up to ``epoch``."""
+        assert self.validate is not None
+        return [self.run.once(f"writing-{each}", self.validate) for each in range(epoch + 1)]
+
+    def again(self, batch: Batch, epoch: int, step: int) -> Batch:
+        """Texts of the buffer in the place of ``batch``."""
+        assert self.memory is not None
+        places = self.memory.drawn(len(batch.index), self.run.generator("replayed", epoch, step))
+        origin = self.memory.origin[places].cpu()
+        rows = self.memory.texts.rows(self.rows, origin, places)
+        return replace(batch_of(rows, torch.arange(len(places))), index=origin, view=batch.view)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``result.json`` says of a share that rises: loss and share by epoch, how many texts."""
+        assert self.memory is not None
+        return {
+            "validation": self._losses(self.epochs - 1),
+            "share": [self.share(epoch) for epoch in range(self.epochs)], "written": int(self.memory.count),
+        }  # fmt: skip
 
     def written(self, batch: Batch, epoch: int, step: int) -> Batch:
         """``batch`` with its prompts continued."""
@@ -293,6 +413,8 @@ class Written(nn.Module):
         for place, row in rows.items():
             self.texts.put(place, prompts[row], told[place])
         self.begun.copy_(torch.tensor([epoch, first]))
+        if self.memory is not None:
+            self.memory.add(self.texts, torch.tensor(list(rows.values())))
 
     def _continued(
         self, rows: dict[int, int], prompts: dict[int, list[int]], epoch: int, first: int
