@@ -44,8 +44,6 @@ class Buffer:
         ConfigError: a field out of its range.
 
     Source: Ko et al. (DistiLLM), ICML 2024 (arXiv 2402.03898), section 3.2 and official code.
-
-    Differs: the loss is looked at once an epoch, which is the official default.
     """
 
     capacity: int = 1000
