@@ -54,6 +54,13 @@ def test_what_a_selector_found_is_shown_short(tmp_path: Path) -> None:
     assert "What the selector found" not in page(read_run(changed(tmp_path / "plain")))
 
 
+def test_how_much_a_student_wrote_is_shown(tmp_path: Path) -> None:
+    found = {"validation": [2.0, 2.2], "share": [0.0, 0.1], "written": 432}
+    text = page(read_run(changed(tmp_path / "run", writing=found)))
+    assert "432 written, in a share of the batches that went from 0.00 to 0.10" in text
+    assert "texts of its own" not in page(read_run(changed(tmp_path / "plain")))
+
+
 def test_what_a_search_found_is_shown_without_its_candidates(tmp_path: Path) -> None:
     chosen = {"space": 1, "layers": 4, "hidden": 48, "ratio": 2.0, "heads": 4, "cost": 109920, "loss": 0.0074}
     found = {"cost": "parameters", "limit": 110144.0, "chosen": chosen, "candidates": [chosen] * 48}

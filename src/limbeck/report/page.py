@@ -125,6 +125,10 @@ def _protocol(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if kept:
         text = f"{kept['kept']} of {kept['tokens']} tokens at each place; the others had a probability of "
         lines.append(("kept of the teacher", f"{text}{kept['left_out']:.3f} in the mean"))
+    own = result.get("writing")
+    if own:
+        text = f"{own['written']} written, in a share of the batches that went from {own['share'][0]:.2f} to "
+        lines.append(("texts of its own", f"{text}{own['share'][-1]:.2f}"))
     licence = result.get("data_licence")
     return [*lines, ("licence of the data", str(licence))] if licence else lines
 
