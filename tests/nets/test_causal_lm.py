@@ -184,16 +184,21 @@ def test_adapters_alone_learn_and_are_merged_when_saved(tmp_path: Path) -> None:
         optimizer.step()
     learnt = net(given).logits.detach()
     assert not torch.allclose(before, learnt, atol=1e-3)
+    model: Any = net.network
+    model.generation_config.update(eos_token_id=[2, 5], do_sample=True, temperature=0.7)
     net.save(tmp_path)
     assert torch.equal(net(given).logits, learnt), "saving changes nothing"
     again = load_model(str(tmp_path))
     assert not any("lora" in name for name, _ in again.named_parameters())
+    says: Any = again.generation_config
+    assert (says.eos_token_id, says.do_sample, says.temperature) == ([2, 5], True, 0.7)
     torch.testing.assert_close(CausalLM(again)(given).logits.detach(), learnt, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_that_peft_refuses() -> None:
     pytest.importorskip("peft")
-    for settings in ({"ranks": 3}, {"r": 0}, {"target_modules": ["nowhere"]}):
+    biased = {"lora_bias": True, "target_modules": ["q_proj"]}  # of a layer that has none
+    for settings in ({"ranks": 3}, {"r": 0}, {"target_modules": ["nowhere"]}, biased):
         with pytest.raises(ConfigError, match=r"lora is \{.*which peft refuses: ") as error:
             adapted(llama(), settings)
         assert "\n" not in str(error.value)
@@ -296,3 +301,12 @@ def test_models_that_cannot_be_had(tmp_path: Path) -> None:
     refused("clip is no causal language model", load_form)
     (place / "config.json").write_text("{")
     refused("cannot load language model .* from the folder", load_form)
+
+
+@pytest.mark.parametrize(("tied", "name"), [(True, "embed_tokens"), (True, "lm_head"), (False, "lm_head")])
+def test_adapters_on_the_weight_behind_the_logits_are_refused(tied: bool, name: str) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(ConfigError, match=r"names an embedding.*or name it in lora\.modules_to_save"):
+        adapted(llama(tie_word_embeddings=tied), {"target_modules": ["q_proj", name]})
+    adapted(llama(tie_word_embeddings=tied), {"target_modules": ["q_proj"], "modules_to_save": [name]})
+    adapted(llama(tie_word_embeddings=False), {"target_modules": ["q_proj", "embed_tokens"]})

@@ -16,7 +16,8 @@ from tests.engine.killing import killed_and_resumed
 from limbeck import api
 from limbeck.data.tokens import Rows, batch_of
 from limbeck.engine import capture
-from limbeck.errors import ConfigError, NonFiniteError
+from limbeck.engine.fit import Turn
+from limbeck.errors import ConfigError, NonFiniteError, ServiceError
 from limbeck.metrics import cost
 from limbeck.nets.causal_lm import CausalLM
 from limbeck.nets.language_models import load_model
@@ -324,6 +325,25 @@ def test_a_students_texts_of_a_buffer_are_the_same_behind_a_kill(
     told = [(x["validation"], x["share"]) for x in lines if x["event"] == "writing"]
     assert told == list(zip(found["validation"], found["share"], strict=True))
     assert found["share"][0] == 0.6 and found["written"] >= 12
+
+
+@pytest.mark.parametrize("at", [4, 18])  # where the buffer has become full, where an epoch begins
+def test_a_buffer_is_the_same_behind_a_step_that_failed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    own = Turn.step
+
+    def failing(self: Turn, batch: Any, where: Any, run: Any) -> Any:
+        if where.step == at:
+            raise ServiceError("the teacher does not answer")
+        return own(self, batch, where, run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Turn, "step", failing)
+        with pytest.raises(ServiceError):
+            api.run(small_texts.recipe(place, BUFFER), out=tmp_path / "run", quiet=True)
+    folder = api.resume(tmp_path / "run", quiet=True).folder
+    small.assert_same(folder, finished(place, BUFFER))
 
 
 def test_the_loss_that_a_buffer_goes_by_is_that_of_the_texts_held_out(place: Path) -> None:

@@ -278,7 +278,9 @@ def adapted(network: nn.Module, settings: Mapping[str, Any]) -> CausalLM:
         raise ConfigError("lora needs the library peft: pip install 'limbeck[language]'") from error
     try:
         wrapped = _wrapped(network, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
-    except (TypeError, ValueError) as error:
+        _check_embeddings(network)
+        _form_of(wrapped).merge_and_unload()  # what cannot be saved in the end is told now
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"lora is {dict(settings)}, which peft refuses: {str(error).splitlines()[0]}"
         ) from error
@@ -287,16 +289,35 @@ def adapted(network: nn.Module, settings: Mapping[str, Any]) -> CausalLM:
     return net
 
 
+def _check_embeddings(network: Any) -> None:
+    """Raise ``ConfigError`` where an adapter would be on a weight that is read by another way, too."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    first, last = network.get_input_embeddings(), network.get_output_embeddings()
+    for layer in (last, first) if first.weight is last.weight else (last,):
+        if isinstance(layer, BaseTunerLayer):
+            raise ConfigError(
+                "lora.target_modules names an embedding whose weight stands behind the logits too: leave it "
+                "out, or name it in lora.modules_to_save"
+            )
+
+
 def merged(wrapped: Any) -> Any:
     """A model with the adapters of ``wrapped``, peft's, in its weights; ``wrapped`` stays as it is."""
-    network = wrapped.get_base_model()
-    with torch.device("meta"):
-        own = _wrapped(
-            type(network)(copy.deepcopy(network.config)), copy.deepcopy(wrapped.active_peft_config)
-        )
+    own = _form_of(wrapped)
     state = wrapped.state_dict()  # whole, also where ranks share the blocks out
     own.load_state_dict(copy.deepcopy(state), assign=True)
-    return own.merge_and_unload()
+    found = own.merge_and_unload()
+    found.generation_config = copy.deepcopy(wrapped.get_base_model().generation_config)
+    return found
+
+
+def _form_of(wrapped: Any) -> Any:
+    """The same model and adapters without weights."""
+    network = wrapped.get_base_model()
+    with torch.device("meta"):
+        plain = type(network)(copy.deepcopy(network.config))
+        return _wrapped(plain, copy.deepcopy(wrapped.active_peft_config))
 
 
 def _wrapped(network: nn.Module, config: Any) -> Any:

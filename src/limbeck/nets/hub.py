@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked once: its own clients try again for a minute where there is no network."""
+"""One request to the Hugging Face hub, whose own clients try again for a minute where there is no network."""
 
 from __future__ import annotations
 

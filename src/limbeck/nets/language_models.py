@@ -59,9 +59,10 @@ def load_model(model: str, *, dtype: str = "float32", weights: bool = True) -> n
         network = read_gguf_model(model).to(DTYPES[dtype])  # type: ignore[arg-type]
     else:
         with _named(model) as place:
+            alone = _kept_alone(place)
             network, found = library.AutoModelForCausalLM.from_pretrained(
                 place, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True,
-                trust_remote_code=False, local_files_only=_kept_alone(place),
+                trust_remote_code=False, local_files_only=alone, adapter_kwargs={"local_files_only": alone},
             )  # fmt: skip
             if found["missing_keys"]:  # which the library would leave at chance
                 raise ValueError(f"it lacks the weights {min(found['missing_keys'])}")

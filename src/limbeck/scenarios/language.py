@@ -453,7 +453,7 @@ class Desk:
         """The student's mean loss in nats over the tokens of the validation part, as it is now."""
         net = self.pair.student
         step, total, count = by_labels(net.eval()), 0.0, 0
-        for batch in self.everything.subset(self.held_out).epoch(0):
+        for batch in self.run.over("validation", self.everything.subset(self.held_out)):
             with autocast(self.run):
                 terms = step(batch.to(self.run.device), Progress())
             total += len(batch.labels) * float(terms["labels"])

@@ -23,6 +23,7 @@ from limbeck.losses.on_policy import DRAWN, adaptive_share
 from limbeck.nets.causal_lm import CausalLM
 from limbeck.nets.generation import Sampling, drawn
 
+MOST = 1_000_000  # texts of a buffer
 _SHARE = 307  # purpose of the draw whether a batch is written
 Told = Sequence[tuple[int, float]]  # tokens, each with the probability that it was drawn with
 
@@ -36,7 +37,7 @@ class Buffer:
     is not full with the chance φ; else, with what is left of φ, it is drawn from the buffer.
 
     Attributes:
-        capacity: texts that are kept, the newest.
+        capacity: texts that are kept, the newest; at most a million.
         rise: what is added to φ, up to 1.
         tolerance: ε, nats by which the loss must have risen (``adaptive_share``).
 
@@ -51,8 +52,8 @@ class Buffer:
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.capacity < 1:
-            raise ConfigError(f"capacity is {self.capacity}: allowed are values of at least 1")
+        if not 1 <= self.capacity <= MOST:
+            raise ConfigError(f"capacity is {self.capacity}: allowed are values from 1 to {MOST}")
         for name in ("rise", "tolerance"):
             value = getattr(self, name)
             if not 0 <= value < inf:
@@ -310,6 +311,7 @@ class Written(nn.Module):
     Attributes:
         texts: [lag * batch, T], written at once.
         begun: epoch and step that they were written for.
+        told: epoch whose share was logged last.
         memory: what is learnt from again; None = nothing.
 
     Raises:
@@ -317,6 +319,7 @@ class Written(nn.Module):
     """
 
     begun: Tensor
+    told: Tensor
 
     def __init__(
         self, plan: Writing, source: Source, rows: Rows, model: Any, run: Run, *, spec: Spec,
@@ -337,6 +340,7 @@ class Written(nn.Module):
             self._take(read_sealed(path))
         self.texts = Texts(plan.lag * batch_size, length)
         self.register_buffer("begun", torch.full((2,), -1))
+        self.register_buffer("told", torch.tensor(-1))
         self.memory = None if plan.buffer is None else Memory(plan.buffer.capacity, length)
 
     @property
@@ -347,14 +351,15 @@ class Written(nn.Module):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from step ``start`` on."""
         share = self.share(epoch)
-        if start == 0 and self.memory is not None:
+        if self.memory is not None and int(self.told) < epoch:
+            self.told.fill_(epoch)
             self.run.log("writing", epoch=epoch, validation=self._losses(epoch)[-1], share=share)
         for step, batch in enumerate(self.source.epoch(epoch, start), start):
             draw = chance.bits(self.run.seed, _SHARE, epoch, step)[0] / 2**64
             fresh = share
             if self.memory is not None and self.memory.full:
                 fresh *= 1 - (epoch * self.steps + step) / (self.epochs * self.steps)
-            if draw < fresh:
+            if draw < fresh or self.begun.tolist() == [epoch, step]:  # written before the step failed
                 yield self.written(batch, epoch, step)
             else:
                 yield self.again(batch, epoch, step) if draw < share else batch
