@@ -32,3 +32,10 @@ def test_networks_within_a_student_have_figures_of_their_own() -> None:
     )  # fmt: skip
     assert other["KL"] == other["agreement"] == "-"
     assert figures.nested_figures({"student": {}}) == () and figures.nested_of({"student": {}}) == []
+
+
+def test_an_interval_has_the_unit_of_its_figure() -> None:
+    result = {"student": {"accuracy_interval": [53.44, 56.1]}, "fidelity": {"kl_interval": [0.398, 0.4204]}}
+    assert figures.ACCURACY.interval(result) == "53.4 to 56.1 %"
+    assert figures.KL.interval(result) == "0.398 to 0.420"
+    assert figures.AGREEMENT.interval(result) == ""

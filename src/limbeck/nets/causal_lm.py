@@ -279,7 +279,7 @@ def adapted(network: nn.Module, settings: Mapping[str, Any]) -> CausalLM:
     try:
         wrapped = _wrapped(network, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
         _check_embeddings(network)
-        _form_of(wrapped).merge_and_unload()  # what cannot be saved in the end is told now
+        _unloaded(_form_of(wrapped))  # what cannot be saved in the end is told now
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"lora is {dict(settings)}, which peft refuses: {str(error).splitlines()[0]}"
@@ -307,7 +307,7 @@ def merged(wrapped: Any) -> Any:
     own = _form_of(wrapped)
     state = wrapped.state_dict()  # whole, also where ranks share the blocks out
     own.load_state_dict(copy.deepcopy(state), assign=True)
-    found = own.merge_and_unload()
+    found = _unloaded(own)
     found.generation_config = copy.deepcopy(wrapped.get_base_model().generation_config)
     return found
 
@@ -320,9 +320,16 @@ def _form_of(wrapped: Any) -> Any:
         return _wrapped(plain, copy.deepcopy(wrapped.active_peft_config))
 
 
+# What of peft's warnings matters is an error here: see ``adapted``.
+
+
 def _wrapped(network: nn.Module, config: Any) -> Any:
     import peft
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return peft.get_peft_model(network, config)  # which asks transformers by an old name
+    with warnings.catch_warnings(action="ignore"):
+        return peft.get_peft_model(network, config)
+
+
+def _unloaded(wrapped: Any) -> Any:
+    with warnings.catch_warnings(action="ignore"):
+        return wrapped.merge_and_unload()

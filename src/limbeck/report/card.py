@@ -115,11 +115,9 @@ def _figures(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _row(figure: Figure, result: Mapping[str, Any]) -> str:
-    interval = figure.interval(result)
-    told = f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else ""
     other = figures.of_teacher(figure).of(result)
     return (
-        f"| {inline(figure.label)} | {figure.text(figure.of(result))} | {told} | "
+        f"| {inline(figure.label)} | {figure.text(figure.of(result))} | {figure.interval(result)} | "
         f"{'' if other is None else figure.text(other)} |"
     )
 

@@ -37,10 +37,13 @@ class Figure:
         value = lookup(result, self.path)
         return None if value is None else float(value)
 
-    def interval(self, result: Mapping[str, Any]) -> tuple[float, float] | None:
-        """The interval that stands beside the value; None where there is none."""
+    def interval(self, result: Mapping[str, Any]) -> str:
+        """The interval that stands beside the value, with its unit, for people; empty where there is none."""
         value = lookup(result, f"{self.path}_interval")
-        return None if value is None else (float(value[0]), float(value[1]))
+        if value is None:
+            return ""
+        low, high = (self.text(float(end)) for end in value)
+        return f"{low.removesuffix(' %')} to {high}"
 
     def text(self, value: float | None) -> str:
         """``value`` with its unit, for people."""

@@ -77,7 +77,7 @@ def _figures(result: Mapping[str, Any], rows: Sequence[Figure]) -> Table:
             figure.text(figure.of(result)),
         ]
         if any(between):
-            cells.append(f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else "")
+            cells.append(interval)
         cells.append("" if other is None else figure.text(other))
         table.add_row(*cells[: len(table.columns)], style="bold" if figure is rows[0] else None)
     return table
