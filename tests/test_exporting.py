@@ -236,7 +236,7 @@ def test_the_card_says_what_the_run_says(taught: Path) -> None:
     assert front["pipeline_tag"] == "image-classification"
     result = json.loads((taught / "result.json").read_text())
     low, high = result["student"]["accuracy_interval"]
-    row = f"| accuracy | {result['student']['accuracy']:.1f} % | {low:.1f} to {high:.1f} |"
+    row = f"| accuracy | {result['student']['accuracy']:.1f} % | {low:.1f} to {high:.1f} % |"
     assert row in text
     assert "licence of the data, as its source states it: BSD-3-Clause" in text
     assert "`trained mlp`" in text
