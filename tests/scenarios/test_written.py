@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,8 @@ from limbeck.engine.run import Run
 from limbeck.engine.settings import Engine
 from limbeck.errors import CheckpointError, ConfigError
 from limbeck.losses.on_policy import DRAWN, adaptive_share
-from limbeck.scenarios.written import Buffer, Memory, Texts, Writer, Writing, Written, check_prompts
+from limbeck.scenarios.replayed import Memory, Replayed
+from limbeck.scenarios.written import Buffer, Texts, Writer, Writing, Written, check_prompts
 from limbeck.students.llama import LlamaStudent
 
 LENGTH, BATCH = 16, 4  # a row holds any of the texts
@@ -45,15 +45,9 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run", Engine(device="cpu"), seed=3, quiet=True)
 
 
-def written(
-    run: Run, plan: Writing, network: nn.Module | None = None, *, spec: Spec = SPEC, epochs: int = 1,
-    losses: Iterator[float] | None = None,
-) -> Written:  # fmt: skip
+def written(run: Run, plan: Writing, network: nn.Module | None = None, *, spec: Spec = SPEC) -> Written:
     source = TokenBatches(rows(), batch_size=BATCH, seed=1)
-    return Written(
-        plan, source, source.rows, network or model(), run, spec=spec, batch_size=BATCH, epochs=epochs,
-        validate=None if losses is None else lambda: next(losses),
-    )  # fmt: skip
+    return Written(plan, source, source.rows, network or model(), run, spec=spec, batch_size=BATCH)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -197,9 +191,11 @@ def test_the_oldest_texts_make_room() -> None:
 def test_texts_are_written_then_learnt_from_again(run: Run) -> None:
     """DistiLLM's rule: while the buffer has room all of φ is written, then φ (1 - t / T) of it."""
     plan = Writing(share=0, prompt=5, buffer=Buffer(capacity=2 * BATCH, rise=1.0))
-    made = written(run, plan, epochs=4, losses=iter([1.0, 0.9, 1.1, 1.1]))
-    plain = TokenBatches(rows(), batch_size=BATCH, seed=1)
-    assert made.memory is not None
+    plain, losses = TokenBatches(rows(), batch_size=BATCH, seed=1), iter([1.0, 0.9, 1.1, 1.1])
+    made = Replayed(
+        plan, plain, plain.rows, model(), run, spec=SPEC, batch_size=BATCH, epochs=4,
+        validate=lambda: next(losses),
+    )  # fmt: skip
     kinds: list[list[str]] = []
     for epoch in range(4):
         kinds.append([])
@@ -223,15 +219,16 @@ def test_texts_are_written_then_learnt_from_again(run: Run) -> None:
 
 
 def test_what_cannot_be_is_refused(run: Run) -> None:
-    for fields, message in (
-        ({"capacity": 0}, "capacity is 0"), ({"rise": -1}, "rise is -1"),
-        ({"tolerance": float("inf")}, "tolerance is inf"),
-    ):  # fmt: skip
-        with pytest.raises(ConfigError, match=message):
-            Buffer(**fields)  # type: ignore[arg-type]
-    for other in ({"by": "teacher"}, {"lag": 2}):
-        with pytest.raises(ConfigError, match="buffer keeps a student's texts"):
-            Writing(buffer=Buffer(), **other)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="capacity is 0"):
+        Buffer(capacity=0)
+    with pytest.raises(ConfigError, match="rise is -1"):
+        Buffer(rise=-1)
+    with pytest.raises(ConfigError, match="tolerance is inf"):
+        Buffer(tolerance=float("inf"))
+    with pytest.raises(ConfigError, match="buffer keeps a student's texts"):
+        Writing(buffer=Buffer(), by="teacher")
+    with pytest.raises(ConfigError, match="buffer keeps a student's texts"):
+        Writing(buffer=Buffer(), lag=2)
     with pytest.raises(ConfigError, match="share is 2"):
         Writing(share=2)
     with pytest.raises(ConfigError, match="lag is 0"):

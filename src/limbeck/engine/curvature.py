@@ -17,8 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from limbeck.contracts import Batch
-from limbeck.engine.shards import is_shared
-from limbeck.errors import ConfigError, NonFiniteError
+from limbeck.errors import NonFiniteError
 
 Params = Mapping[str, Tensor]
 Losses = Callable[[Params, Batch], Tensor]
@@ -64,14 +63,7 @@ def call(module: nn.Module, params: Params, *given: Any, under: str = "", **name
 
     Args:
         under: path of the part of ``module`` that ``params`` are named in.
-
-    Raises:
-        ConfigError: ranks share the blocks of ``module`` out.
     """
-    if is_shared(module):
-        raise ConfigError(
-            "engine.shard shares a network out whose second derivatives are asked for: leave it whole"
-        )
     own = {name: value.detach() for name, value in module.named_parameters()}
     kept = {name: value.clone() for name, value in module.named_buffers()}
     prefix = f"{under}." if under else ""

@@ -158,9 +158,12 @@ def prompted_block(
 
     The other arguments are those of ``prefix_attention``; with ``read`` the result is [B, n, D].
     """
-    plain = not prefixes and additive is None and mask is None and read is None
-    run = getattr(block, PROMPTED, partial(_prompted, block))
-    out: Tensor = block(x) if plain else run(x, prefixes=prefixes, additive=additive, mask=mask, read=read)
+    out: Tensor
+    if not prefixes and additive is None and mask is None and read is None:
+        out = block(x)
+    else:
+        run = getattr(block, PROMPTED, partial(_prompted, block))
+        out = run(x, prefixes=prefixes, additive=additive, mask=mask, read=read)
     return out
 
 

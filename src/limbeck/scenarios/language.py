@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ from limbeck.scenarios.exposures import Reader, exposures
 from limbeck.scenarios.fit_together import check_objectives, has_teacher
 from limbeck.scenarios.judging import judged
 from limbeck.scenarios.pair import Pair, constants, hashes
+from limbeck.scenarios.replayed import Replayed
 from limbeck.scenarios.selected import Selected
 from limbeck.scenarios.written import Writing, Written, check_prompts, model_of, writes
 
@@ -209,7 +211,7 @@ class Language(Scenario):
             watched.catch_up(self.epochs)
         pair.student.finish_task()
         found = {}
-        if isinstance(source, Written) and source.memory is not None:
+        if isinstance(source, Replayed):
             found["writing"] = run.once("writing", source.facts)
         if captured is None:
             return found
@@ -441,11 +443,13 @@ class Desk:
     def written(self, plan: Writing, source: Source) -> Written:
         """``source`` with texts that a network writes."""
         nets = self.pair.nets()
-        return Written(
+        kind: Callable[..., Written] = Written
+        if plan.buffer is not None:
+            kind = partial(Replayed, epochs=self.plan.epochs, validate=self.held_out_loss)
+        return kind(
             plan, source, self.learning.rows, model_of(nets[plan.by]), self.run,
             spec=self.tokens.spec, batch_size=self.plan.batch_size,
             teacher=model_of(nets["teacher"]) if plan.teacher_mix else None,
-            epochs=self.plan.epochs, validate=self.held_out_loss,
         )  # fmt: skip
 
     @torch.no_grad()

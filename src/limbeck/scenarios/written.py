@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf, log
@@ -19,7 +19,7 @@ from limbeck.engine.fit import Source
 from limbeck.engine.run import Run
 from limbeck.engine.state import read_sealed, write_sealed
 from limbeck.errors import ConfigError
-from limbeck.losses.on_policy import DRAWN, adaptive_share
+from limbeck.losses.on_policy import DRAWN
 from limbeck.nets.causal_lm import CausalLM
 from limbeck.nets.generation import Sampling, drawn
 
@@ -191,42 +191,6 @@ class Texts(nn.Module):
         )  # fmt: skip
 
 
-class Memory(nn.Module):
-    """The newest texts that a student wrote, in buffers, so that a checkpoint has them.
-
-    Attributes:
-        texts: [capacity, T].
-        origin: the row of the data [capacity] that each is of.
-        count: how many there were.
-    """
-
-    origin: Tensor
-    count: Tensor
-
-    def __init__(self, capacity: int, length: int) -> None:
-        super().__init__()
-        self.texts = Texts(capacity, length)
-        self.register_buffer("origin", torch.zeros(capacity, dtype=torch.int64))
-        self.register_buffer("count", torch.tensor(0))
-
-    @property
-    def full(self) -> bool:
-        """Whether each new text takes the place of the oldest."""
-        return int(self.count) >= len(self.origin)
-
-    def add(self, texts: Texts, index: Tensor) -> None:
-        """Keep the first texts of ``texts``, of the rows ``index`` [N] of the data."""
-        places = (int(self.count) + torch.arange(len(index))) % len(self.origin)
-        for own, new in zip(self.texts.buffers(), texts.buffers(), strict=True):
-            own[places] = new[: len(index)]
-        self.origin[places] = index.to(self.origin)
-        self.count += len(index)
-
-    def drawn(self, count: int, generator: torch.Generator) -> Tensor:
-        """Places [count] of different texts, by chance."""
-        return torch.randperm(min(int(self.count), len(self.origin)), generator=generator)[:count]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Writer:
     """A network that continues the beginnings of rows.
@@ -305,28 +269,22 @@ class Written(nn.Module):
         spec: how many tokens there are, and which one ends a text.
         batch_size: rows of a batch.
         teacher: the network that ``plan.teacher_mix`` is the share of.
-        epochs: of the training.
-        validate: gives the student's loss on the texts held out; for a buffer.
 
     Attributes:
         texts: [lag * batch, T], written at once.
         begun: epoch and step that they were written for.
-        told: epoch whose share was logged last.
-        memory: what is learnt from again; None = nothing.
 
     Raises:
         CheckpointError: a file of texts that come again is damaged.
     """
 
     begun: Tensor
-    told: Tensor
 
     def __init__(
         self, plan: Writing, source: Source, rows: Rows, model: Any, run: Run, *, spec: Spec,
-        batch_size: int, teacher: Any = None, epochs: int = 1, validate: Callable[[], float] | None = None,
+        batch_size: int, teacher: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.epochs, self.validate = epochs, validate
         length = rows.ids.shape[1]
         self.plan, self.source, self.rows, self.run, self.batch_size = plan, source, rows, run, batch_size
         other = (teacher, plan.teacher_mix) if plan.teacher_mix else None
@@ -340,8 +298,6 @@ class Written(nn.Module):
             self._take(read_sealed(path))
         self.texts = Texts(plan.lag * batch_size, length)
         self.register_buffer("begun", torch.full((2,), -1))
-        self.register_buffer("told", torch.tensor(-1))
-        self.memory = None if plan.buffer is None else Memory(plan.buffer.capacity, length)
 
     @property
     def steps(self) -> int:
@@ -350,47 +306,12 @@ class Written(nn.Module):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from step ``start`` on."""
-        share = self.share(epoch)
-        if self.memory is not None and int(self.told) < epoch:
-            self.told.fill_(epoch)
-            self.run.log("writing", epoch=epoch, validation=self._losses(epoch)[-1], share=share)
         for step, batch in enumerate(self.source.epoch(epoch, start), start):
-            draw = chance.bits(self.run.seed, _SHARE, epoch, step)[0] / 2**64
-            fresh = share
-            if self.memory is not None and self.memory.full:
-                fresh *= 1 - (epoch * self.steps + step) / (self.epochs * self.steps)
-            if draw < fresh or self.begun.tolist() == [epoch, step]:  # written before the step failed
-                yield self.written(batch, epoch, step)
-            else:
-                yield self.again(batch, epoch, step) if draw < share else batch
+            yield self.written(batch, epoch, step) if self.draw(epoch, step) < self.plan.share else batch
 
-    def share(self, epoch: int) -> float:
-        """The chance that a batch of ``epoch`` is a text of the network's."""
-        share, buffer = self.plan.share, self.plan.buffer
-        if buffer is None:
-            return share
-        return adaptive_share(self._losses(epoch), share, rise=buffer.rise, tolerance=buffer.tolerance)
-
-    def _losses(self, epoch: int) -> list[float]:
-        """The losses at the beginning of the epochs up to ``epoch``."""
-        assert self.validate is not None
-        return [self.run.once(f"writing-{each}", self.validate) for each in range(epoch + 1)]
-
-    def again(self, batch: Batch, epoch: int, step: int) -> Batch:
-        """Texts of the buffer in the place of ``batch``."""
-        assert self.memory is not None
-        places = self.memory.drawn(len(batch.index), self.run.generator("replayed", epoch, step))
-        origin = self.memory.origin[places].cpu()
-        rows = self.memory.texts.rows(self.rows, origin, places)
-        return replace(batch_of(rows, torch.arange(len(places))), index=origin, view=batch.view)
-
-    def facts(self) -> dict[str, Any]:
-        """What ``result.json`` says of a share that rises: loss and share by epoch, how many texts."""
-        assert self.memory is not None
-        return {
-            "validation": self._losses(self.epochs - 1),
-            "share": [self.share(epoch) for epoch in range(self.epochs)], "written": int(self.memory.count),
-        }  # fmt: skip
+    def draw(self, epoch: int, step: int) -> float:
+        """What decides in [0, 1) whether the batch of a step is written."""
+        return float(chance.bits(self.run.seed, _SHARE, epoch, step)[0] / 2**64)
 
     def written(self, batch: Batch, epoch: int, step: int) -> Batch:
         """``batch`` with its prompts continued."""
@@ -416,8 +337,6 @@ class Written(nn.Module):
         for place, row in rows.items():
             self.texts.put(place, prompts[row], told[place])
         self.begun.copy_(torch.tensor([epoch, first]))
-        if self.memory is not None:
-            self.memory.add(self.texts, torch.tensor(list(rows.values())))
 
     def _continued(
         self, rows: dict[int, int], prompts: dict[int, list[int]], epoch: int, first: int

@@ -15,6 +15,7 @@ from limbeck import losses
 from limbeck.contracts import Batch, Course, Outputs, Progress, Selection, Selector
 from limbeck.engine.curvature import at_rest, call, parameters_of, unrolled_step
 from limbeck.engine.optim import Optim
+from limbeck.engine.shards import is_shared
 from limbeck.errors import ConfigError, NonFiniteError, unknown
 from limbeck.nets.backbones import seeded
 
@@ -185,6 +186,10 @@ class TGeo(Selector):
         if self.rule == "learned" and len(course.held_out) == 0:
             raise ConfigError(
                 "selector tgeo learns from held-out samples but scenario.validation is 0: set it to 0.1, say"
+            )
+        if self.rule in ("learned", "rw") and is_shared(course.student):
+            raise ConfigError(
+                "engine.shard shares the student out, whose weights selector tgeo replaces: leave it whole"
             )
         if next(iter(course.batches(course.index[:1]))).labelled is not None:
             raise ConfigError("selector tgeo reads every label but data.labelled hides some: leave it out")
